@@ -1,0 +1,82 @@
+//! The command line of `cargo xtask`.
+
+use std::ffi::OsString;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::kvm_host::Place;
+
+/// Builds, tries and tests Outboard: the one entry for people and for CI.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a command on a host whose KVM runs Linux: this one, or an emulated one.
+    KvmHost(KvmHost),
+}
+
+/// Options of `kvm-host`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The emulated host (QEMU, no KVM needed) shares this host's file tree; COMMAND finds the same files, directory and
+environment there, with an empty standard input, and TMPDIR in memory. It takes some four seconds to start and end.
+
+The exit code is that of COMMAND; 125 when the host itself failed, 3 when packages are missing.
+
+Examples:
+  cargo xtask kvm-host -- target/debug/outboard check
+  cargo xtask kvm-host --emulated -- sh -c 'ls -l /dev/kvm; uname -r'")]
+pub struct KvmHost {
+    /// Where to run.
+    #[command(flatten)]
+    pub place: PlaceOptions,
+    /// End COMMAND and its host after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub time_limit: u64,
+    /// Memory of the emulated host, in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    pub memory: u32,
+    /// The command and its arguments.
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
+    pub command: Vec<OsString>,
+}
+
+/// Where to run; without either, this host when its KVM can run Linux.
+#[derive(Debug, Args, Clone, Copy)]
+pub struct PlaceOptions {
+    /// On this host, whatever its KVM can do.
+    #[arg(long)]
+    direct: bool,
+    /// On the emulated host.
+    #[arg(long, conflicts_with = "direct")]
+    emulated: bool,
+}
+
+impl PlaceOptions {
+    /// The user's choice, if there is one.
+    pub fn chosen(self) -> Option<Place> {
+        match (self.direct, self.emulated) {
+            (true, _) => Some(Place::Direct),
+            (_, true) => Some(Place::Emulated),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

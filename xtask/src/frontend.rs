@@ -1,0 +1,115 @@
+//! QEMU as a front-end that is not ours: a Debian guest whose devices are vhost-user daemons.
+//!
+//! In: the modules of the guest, its script, the sockets of the daemons. Out: what the script wrote, once the guest has
+//! powered off. Guest memory is a shared memfd, as vhost-user asks.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::path::Path;
+//! let guest = xtask::frontend::Guest::new(&["virtio_pci", "virtio_rng"], "dd if=/dev/hwrng bs=64 count=1 | od -x")
+//!     .rng(Path::new("/run/rng.sock"));
+//! let said = guest.run(std::time::Duration::from_secs(60))?;
+//! # Ok(()) }
+//! ```
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::kernel::{self, Flavour, Kernel};
+use crate::qemu::Machine;
+use crate::{initramfs, initramfs::Initramfs, workspace};
+
+const MEMORY_MIB: u32 = 256;
+
+/// Why the guest did not run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No kernel.
+    #[error(transparent)]
+    Kernel(#[from] kernel::Error),
+    /// No initial RAM file system.
+    #[error(transparent)]
+    Initramfs(#[from] initramfs::Error),
+    /// A file of the run's directory failed.
+    #[error("Cannot prepare the guest")]
+    Io(#[from] io::Error),
+    /// QEMU did not start, failed, or ran into its time limit.
+    #[error("{error}. Last words of QEMU and its guest:\n{last_words}")]
+    Qemu {
+        /// What happened.
+        error: String,
+        /// What they wrote.
+        last_words: String,
+    },
+}
+
+/// A Debian cloud guest that has not been started.
+#[derive(Debug)]
+pub struct Guest {
+    modules: Vec<String>,
+    script: String,
+    cpus: u32,
+    devices: Vec<String>,
+}
+
+impl Guest {
+    /// A guest that loads `modules`, runs `script` (busybox's shell, root, standard output is the serial port) and
+    /// powers off.
+    pub fn new(modules: &[&str], script: &str) -> Self {
+        let modules = modules.iter().map(|name| (*name).to_owned()).collect();
+        Self { modules, script: format!("{script}\npoweroff -f\n"), cpus: 1, devices: Vec::new() }
+    }
+
+    /// Gives it `cpus` processors.
+    pub fn cpus(mut self, cpus: u32) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Adds an entropy device served by the daemon at `socket`.
+    pub fn rng(self, socket: &Path) -> Self {
+        self.device(socket, "vhost-user-rng-pci")
+    }
+
+    /// Adds a disk served by the daemon at `socket`, with `queues` queues.
+    pub fn blk(self, socket: &Path, queues: u16) -> Self {
+        self.device(socket, &format!("vhost-user-blk-pci,num-queues={queues}"))
+    }
+
+    fn device(mut self, socket: &Path, device: &str) -> Self {
+        let id = format!("daemon{}", self.devices.len() / 4);
+        let chardev = format!("socket,id={id},path={}", socket.display());
+        let device = format!("{device},chardev={id}");
+        self.devices.extend(["-chardev".into(), chardev, "-device".into(), device]);
+        self
+    }
+
+    /// Runs it to its end and gives all that it wrote.
+    pub fn run(&self, limit: Duration) -> Result<String, Error> {
+        let scratch = workspace::scratch()?;
+        let machine = self.machine(scratch.path())?;
+        let status = machine.start().and_then(|mut qemu| qemu.wait(limit, || ()));
+        let error = match status {
+            Ok(status) if status.success() => None,
+            Ok(status) => Some(format!("QEMU failed ({status})")),
+            Err(error) => Some(error.to_string()),
+        };
+        match error {
+            None => Ok(String::from_utf8_lossy(&std::fs::read(machine.serial())?).replace('\r', "")),
+            Some(error) => Err(Error::Qemu { error, last_words: machine.last_words() }),
+        }
+    }
+
+    fn machine(&self, scratch: &Path) -> Result<Machine, Error> {
+        let kernel = Kernel::debian(Flavour::Cloud)?;
+        let modules: Vec<&str> = self.modules.iter().map(String::as_str).collect();
+        let initrd = scratch.join("initrd");
+        Initramfs::new(&kernel.modules(&modules)?, &self.script)?.write(&initrd)?;
+        let memory = format!("memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on");
+        let devices: Vec<&str> = self.devices.iter().map(String::as_str).collect();
+        Ok(Machine::new(&kernel.vmlinux, &initrd, MEMORY_MIB, self.cpus, scratch)
+            .arguments(&["-object", &memory, "-numa", "node,memdev=memory"])
+            .arguments(&devices))
+    }
+}
