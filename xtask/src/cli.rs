@@ -1,6 +1,7 @@
 //! The command line of `cargo xtask`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -18,8 +19,42 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Boot a Debian guest whose disk, entropy and console are served by three processes, and prove it.
+    Demo(Demo),
+    /// The boot part of the demo, on the emulated host.
+    #[command(hide = true)]
+    DemoBoot {
+        /// The plan.
+        plan: PathBuf,
+    },
     /// Run a command on a host whose KVM runs Linux: this one, or an emulated one.
     KvmHost(KvmHost),
+}
+
+/// Options of `demo`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Builds the programs, fetches Debian's cloud kernel (as a package, not installed), starts outboard-rng, outboard-blk,
+outboard-console and the VMM, and checks in the guest what each of them serves. Where this host's KVM cannot run Linux
+the boot happens on an emulated host (see `cargo xtask kvm-host --help`).
+
+The last line is `demo: ok` or `demo: FAILED: reason`; the exit code 0 or 1, 3 when packages are missing.
+
+Examples:
+  cargo xtask demo
+  cargo xtask demo --emulated
+  cargo xtask demo --kernel /boot/vmlinuz-6.1.0-56-amd64")]
+pub struct Demo {
+    /// Where to boot.
+    #[command(flatten)]
+    pub place: PlaceOptions,
+    /// A kernel (bzImage, or ELF with a PVH entry) instead of Debian's; its modules are those installed here for its
+    /// version, and without any its virtio drivers must be built in.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// The build profile of cargo.
+    #[arg(long, value_name = "NAME", default_value = "release")]
+    pub profile: String,
 }
 
 /// Options of `kvm-host`.

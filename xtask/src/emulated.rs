@@ -110,7 +110,7 @@ impl EmulatedHost {
                 &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
             ])
         };
-        let machine = Machine::new(&kernel.vmlinux, &initrd, self.memory_mib, 2, dir);
+        let machine = Machine::new(&kernel.image, &initrd, self.memory_mib, 2, dir);
         Ok(share(share(machine, "host", Path::new("/")), "run", dir))
     }
 }

@@ -108,7 +108,7 @@ impl Guest {
         Initramfs::new(&kernel.modules(&modules)?, &self.script)?.write(&initrd)?;
         let memory = format!("memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on");
         let devices: Vec<&str> = self.devices.iter().map(String::as_str).collect();
-        Ok(Machine::new(&kernel.vmlinux, &initrd, MEMORY_MIB, self.cpus, scratch)
+        Ok(Machine::new(&kernel.image, &initrd, MEMORY_MIB, self.cpus, scratch)
             .arguments(&["-object", &memory, "-numa", "node,memdev=memory"])
             .arguments(&devices))
     }

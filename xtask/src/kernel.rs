@@ -55,9 +55,9 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel image is not what it should be.
-    #[error("Cannot unpack the kernel {path}: {reason}")]
+    #[error("Cannot use the kernel {path}: {reason}")]
     Image {
-        /// The compressed kernel.
+        /// The kernel.
         path: PathBuf,
         /// What is wrong with it.
         reason: &'static str,
@@ -69,10 +69,10 @@ pub enum Error {
 pub struct Kernel {
     /// As `uname -r` says, for instance `6.1.0-56-cloud-amd64`.
     pub version: String,
-    /// The ELF file.
-    pub vmlinux: PathBuf,
-    /// The directory that has `lib/modules/VERSION`.
-    root: PathBuf,
+    /// What to boot; Debian's is an ELF file with a PVH entry.
+    pub image: PathBuf,
+    /// The directory that has `lib/modules/VERSION`; without one all drivers are taken to be built in.
+    root: Option<PathBuf>,
 }
 
 impl Kernel {
@@ -81,16 +81,31 @@ impl Kernel {
         let root = cache::entry(flavour.package(), |dir| fetch(flavour.package(), dir))?;
         let version_file = root.join("version");
         let version = fs::read_to_string(&version_file).map_err(io_error(&version_file))?;
-        Ok(Self { version, vmlinux: root.join("vmlinux"), root })
+        Ok(Self { version, image: root.join("vmlinux"), root: Some(root) })
+    }
+
+    /// A kernel of the user's own, compressed or not, with the modules of its version that are installed here.
+    pub fn file(path: &Path) -> Result<Self, Error> {
+        let image = path.canonicalize().map_err(io_error(path))?;
+        let content = fs::read(&image).map_err(io_error(&image))?;
+        let version = vmlinux::version(&content).ok_or(Error::Image {
+            path: image.clone(),
+            reason: "it is neither a bzImage nor an ELF file that tells its version",
+        })?;
+        let root = Path::new("/lib/modules").join(&version).is_dir().then(|| PathBuf::from("/"));
+        Ok(Self { version, image, root })
     }
 
     /// The files of the named modules and of all that they need, in loading order, each once. Built-in ones are left
     /// out.
     pub fn modules(&self, names: &[&str]) -> Result<Vec<PathBuf>, Error> {
+        let Some(root) = &self.root else {
+            return Ok(Vec::new());
+        };
         let mut files = Vec::new();
         for name in names {
             let mut modprobe = process::command("modprobe");
-            modprobe.arg("-d").arg(&self.root).args(["-S", &self.version, "--show-depends", name]);
+            modprobe.arg("-d").arg(root).args(["-S", &self.version, "--show-depends", name]);
             for file in insmod_lines(&process::output(&mut modprobe)?) {
                 if !files.contains(&file) {
                     files.push(file);

@@ -14,8 +14,11 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod cargo;
 pub mod cli;
+pub mod demo;
 pub mod emulated;
+pub mod explain;
 pub mod frontend;
 pub mod initramfs;
 pub mod interrupt;

@@ -2,12 +2,15 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use xtask::cli::{Cli, Command, KvmHost};
+use xtask::cli::{self, Cli, Command, KvmHost};
+use xtask::demo::{self, Demo};
 use xtask::emulated::EmulatedHost;
+use xtask::explain::explain;
 use xtask::{interrupt, kvm_host, packages};
 
 /// Packages are missing, and we may not install them.
@@ -24,7 +27,37 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     match cli.command {
+        Command::Demo(options) => demo(options).into(),
+        Command::DemoBoot { plan } => demo_boot(&plan),
         Command::KvmHost(options) => kvm_host(&options).into(),
+    }
+}
+
+fn demo(options: cli::Demo) -> u8 {
+    let demo = Demo { kernel: options.kernel, place: options.place.chosen(), profile: options.profile };
+    match demo.run() {
+        Ok(report) => {
+            println!("{report}\ndemo: ok");
+            0
+        }
+        Err(failure) => {
+            println!("demo: FAILED: {}", one_line(&failure));
+            if matches!(failure, demo::Failure::Packages(packages::Error::Missing { .. })) {
+                PACKAGES_MISSING
+            } else {
+                1
+            }
+        }
+    }
+}
+
+fn demo_boot(plan: &Path) -> ExitCode {
+    match demo::boot_from_file(plan) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -43,13 +76,11 @@ fn kvm_host(options: &KvmHost) -> u8 {
     }
 }
 
-/// The error and what caused it, on one line where it is one.
 fn complain(error: &dyn Error) {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    eprintln!("xtask: {text}");
+    eprintln!("xtask: {}", explain(error));
+}
+
+/// The same as one line, for where the last line is a contract.
+fn one_line(error: &dyn Error) -> String {
+    explain(error).split_whitespace().collect::<Vec<_>>().join(" ")
 }

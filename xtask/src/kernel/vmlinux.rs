@@ -2,7 +2,8 @@
 //!
 //! The setup header of the x86 boot protocol (2.08 and later, Documentation/arch/x86/boot.rst) tells where the
 //! compressed kernel lies; its first bytes tell how it is compressed. The four bytes after the compressed stream (the
-//! size when unpacked) belong to the kernel's own decompressor and are cut off.
+//! size when unpacked) belong to the kernel's own decompressor and are cut off. Of a kernel that is used as it is only
+//! the version is read.
 
 use std::fs::{self, File};
 use std::io::{Seek, Write};
@@ -14,6 +15,7 @@ use crate::process::{self, command};
 
 const BOOT_FLAG: usize = 0x1fe;
 const HEADER_MAGIC: usize = 0x202;
+const KERNEL_VERSION: usize = 0x20e;
 const SETUP_SECTS: usize = 0x1f1;
 const PAYLOAD_OFFSET: usize = 0x248;
 const PAYLOAD_LENGTH: usize = 0x24c;
@@ -30,12 +32,31 @@ pub fn unpack(vmlinuz: &Path, vmlinux: &Path) -> Result<(), Error> {
     if elf.starts_with(b"\x7fELF") { Ok(()) } else { Err(broken("what it holds is not an ELF file")) }
 }
 
+/// The version of a kernel, as `uname -r` says: from a bzImage's setup header, or from an ELF file's banner.
+pub fn version(image: &[u8]) -> Option<String> {
+    let text = if is_bzimage(image) {
+        let pointer = image.get(KERNEL_VERSION..KERNEL_VERSION + 2)?;
+        image.get(usize::from(u16::from_le_bytes(pointer.try_into().ok()?)) + 0x200..)?
+    } else if image.starts_with(b"\x7fELF") {
+        const BANNER: &[u8] = b"Linux version ";
+        let at = image.windows(BANNER.len()).position(|window| window == BANNER)?;
+        image.get(at + BANNER.len()..)?
+    } else {
+        return None;
+    };
+    let word: Vec<u8> = text.iter().copied().take_while(u8::is_ascii_graphic).collect();
+    String::from_utf8(word).ok().filter(|word| !word.is_empty())
+}
+
+fn is_bzimage(image: &[u8]) -> bool {
+    let has = |at: usize, bytes: &[u8]| image.get(at..at + bytes.len()) == Some(bytes);
+    has(BOOT_FLAG, &[0x55, 0xaa]) && has(HEADER_MAGIC, b"HdrS")
+}
+
 /// The compressed stream inside a bzImage.
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let word = |at: usize| Some(u32::from_le_bytes(image.get(at..at + 4)?.try_into().ok()?));
-    if image.get(BOOT_FLAG..BOOT_FLAG + 2)? != [0x55, 0xaa]
-        || image.get(HEADER_MAGIC..HEADER_MAGIC + 4)? != b"HdrS"
-    {
+    if !is_bzimage(image) {
         return None;
     }
     let setup_bytes = (usize::from(*image.get(SETUP_SECTS)?) + 1) * 512;
@@ -87,6 +108,16 @@ mod tests {
     #[test]
     fn the_payload_is_where_the_setup_header_says() {
         assert_eq!(payload(&image(b"compressed")), Some(&b"compressed"[..]));
+    }
+
+    #[test]
+    fn the_version_is_told_by_both_kinds_of_kernel() {
+        let mut compressed = image(b"");
+        compressed[KERNEL_VERSION] = 0x40;
+        compressed[0x240..0x24c].copy_from_slice(b"6.1.0-9 (x)\0");
+        assert_eq!(version(&compressed).as_deref(), Some("6.1.0-9"));
+        assert_eq!(version(b"\x7fELF..Linux version 6.2-test (gcc)").as_deref(), Some("6.2-test"));
+        assert_eq!(version(b"#!/bin/sh"), None);
     }
 
     #[test]
