@@ -27,6 +27,8 @@ pub enum Command {
         /// The plan.
         plan: PathBuf,
     },
+    /// Check and test everything, as CI does.
+    Test(Test),
     /// Run a command on a host whose KVM runs Linux: this one, or an emulated one.
     KvmHost(KvmHost),
 }
@@ -81,6 +83,25 @@ pub struct KvmHost {
     /// The command and its arguments.
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]
     pub command: Vec<OsString>,
+}
+
+/// Options of `test`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Formatting, lints, unit tests, daemons against the doubles, the VMM with the bare-metal guest, QEMU with a Debian guest,
+tests that need a KVM that runs Linux (on an emulated host where this one's does not), and the demo. A step that fails
+does not stop those after it.
+
+The last line is `N passed, N failed, N skipped`; the exit code 0 or 1, 3 when packages are missing. A skip that
+tests/expected-skips.toml does not list counts as failed.
+
+Examples:
+  cargo xtask test
+  cargo xtask test --full")]
+pub struct Test {
+    /// Also the tests that take long (`#[ignore]`).
+    #[arg(long)]
+    pub full: bool,
 }
 
 /// Where to run; without either, this host when its KVM can run Linux.

@@ -8,7 +8,7 @@
 
 mod boot;
 mod conversation;
-mod disk;
+pub mod disk;
 #[cfg(test)]
 mod reference_tests;
 mod report;

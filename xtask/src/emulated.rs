@@ -72,6 +72,16 @@ impl Default for EmulatedHost {
 impl EmulatedHost {
     /// Runs `command` in the current directory with the current environment; gives its exit code.
     pub fn run(&self, command: &[OsString]) -> Result<u8, Error> {
+        self.run_to(command, &mut io::stdout(), &mut io::stderr())
+    }
+
+    /// The same, with its output going elsewhere.
+    pub fn run_to(
+        &self,
+        command: &[OsString],
+        stdout: &mut dyn Write,
+        stderr: &mut dyn Write,
+    ) -> Result<u8, Error> {
         let scratch = workspace::scratch()?;
         let dir = scratch.path();
         let machine = self.machine(dir)?;
@@ -81,7 +91,7 @@ impl EmulatedHost {
             dir.join("command.sh"),
             script(command, &env::current_dir()?, env::vars_os(), &dir.join("tmp")),
         )?;
-        let mut output = [Tail::new(dir, "stdout", io::stdout())?, Tail::new(dir, "stderr", io::stderr())?];
+        let mut output = [Tail::new(dir, "stdout", stdout)?, Tail::new(dir, "stderr", stderr)?];
         let mut qemu = machine.start()?;
         let ended = qemu.wait(self.limit, || {
             output.iter_mut().for_each(Tail::copy);
@@ -146,16 +156,16 @@ fn quoted(word: &OsStr) -> Vec<u8> {
 }
 
 /// Copies a growing file to a stream.
-struct Tail {
+struct Tail<'a> {
     file: File,
-    to: Box<dyn Write>,
+    to: &'a mut dyn Write,
 }
 
-impl Tail {
-    fn new(dir: &Path, name: &str, to: impl Write + 'static) -> io::Result<Self> {
+impl<'a> Tail<'a> {
+    fn new(dir: &Path, name: &str, to: &'a mut dyn Write) -> io::Result<Self> {
         let path: PathBuf = dir.join(name);
         File::create(&path)?;
-        Ok(Self { file: File::open(&path)?, to: Box::new(to) })
+        Ok(Self { file: File::open(&path)?, to })
     }
 
     /// Copies what is new. A reader of ours that is gone is no reason to stop the command.

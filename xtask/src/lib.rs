@@ -27,4 +27,6 @@ pub mod kvm_host;
 pub mod packages;
 pub mod process;
 pub mod qemu;
+pub mod skip;
+pub mod test;
 pub mod workspace;

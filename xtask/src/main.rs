@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Demo(options) => demo(options).into(),
         Command::DemoBoot { plan } => demo_boot(&plan),
+        Command::Test(options) => test(options.full).into(),
         Command::KvmHost(options) => kvm_host(&options).into(),
     }
 }
@@ -57,6 +58,16 @@ fn demo_boot(plan: &Path) -> ExitCode {
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn test(full: bool) -> u8 {
+    match xtask::test::run(full) {
+        Ok(ok) => u8::from(!ok),
+        Err(error) => {
+            complain(&error);
+            if matches!(error, packages::Error::Missing { .. }) { PACKAGES_MISSING } else { 1 }
         }
     }
 }

@@ -1,0 +1,129 @@
+//! `cargo xtask test`: all that must hold before a change lands, in one command.
+//!
+//! ```text
+//! packages ─► fmt ─► clippy ─► bare-metal guest ─► build ─► unit tests, doubles, VMM, QEMU ─► doc tests
+//!          ─► tests that need a KVM that runs Linux (here, or on the emulated host) ─► the demo
+//! ```
+//!
+//! A step that fails does not stop those after it. The last line is a contract: `N passed, N failed, N skipped`. Tests
+//! count as their runners report them, and each step of ours counts as one.
+
+mod binaries;
+mod case;
+mod libtest;
+mod metal;
+mod nextest;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use case::{Case, ExpectedSkips, Summary, reported_skips};
+
+use crate::cargo::{self, cargo};
+use crate::demo::Demo;
+use crate::explain::explain;
+use crate::{interrupt, kvm_host, packages, workspace};
+
+/// Runs everything and prints the summary; `full` includes long tests. Whether nothing failed.
+pub fn run(full: bool) -> Result<bool, packages::Error> {
+    let started = Instant::now();
+    packages::ensure()?;
+    let mut cases = checks();
+    let reported = match workspace::scratch() {
+        Ok(scratch) => tests(&mut cases, full, scratch.path()),
+        Err(error) => {
+            cases.push(Case::failed("scratch", error.to_string()));
+            Vec::new()
+        }
+    };
+    cases.push(demo());
+    if interrupt::asked() {
+        cases.push(Case::failed("interrupted", "not everything ran"));
+    }
+    let expected = expected_skips().unwrap_or_else(|error| {
+        cases.push(Case::failed("tests/expected-skips.toml", error));
+        ExpectedSkips::default()
+    });
+    let summary = Summary::new(cases, reported, &expected);
+    eprintln!("test: all of it took {:.0} s", started.elapsed().as_secs_f64());
+    println!("{summary}");
+    Ok(summary.ok())
+}
+
+/// What needs no test binary.
+fn checks() -> Vec<Case> {
+    let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    vec![
+        step("fmt", || run_cargo(cargo().args(["fmt", "--all", "--check"]))),
+        step("clippy", || run_cargo(cargo().args(clippy))),
+        step("bare-metal guest", || metal::build().map_err(|error| explain(&error))),
+    ]
+}
+
+/// Builds and runs the tests; gives the skips they reported.
+fn tests(cases: &mut Vec<Case>, full: bool, scratch: &Path) -> Vec<Case> {
+    let mut built = Vec::new();
+    cases.push(step("build", || {
+        built = binaries::build(scratch).map_err(|error| explain(&error))?;
+        Ok(())
+    }));
+    cases.push(step("programs", || cargo::build_programs("dev").map_err(|error| explain(&error))));
+    let skips = scratch.join("skips");
+    let (linux, anywhere): (Vec<_>, Vec<_>) = built.iter().partition(|binary| binary.needs_kvm_linux());
+    if !anywhere.is_empty() {
+        cases.extend(run_anywhere(&anywhere, full, scratch, &skips));
+        cases
+            .push(step("doc tests", || run_cargo(cargo().args(["test", "--quiet", "--workspace", "--doc"]))));
+    }
+    if !linux.is_empty() {
+        eprintln!("test: tests on a KVM that runs Linux");
+        cases.extend(libtest::run(&linux, kvm_host::choose(None), full, scratch, &skips));
+    }
+    reported_skips(&fs::read_to_string(&skips).unwrap_or_default())
+}
+
+fn run_anywhere(binaries: &[&binaries::Binary], full: bool, scratch: &Path, skips: &Path) -> Vec<Case> {
+    if !nextest::is_installed() {
+        eprintln!("test: cargo-nextest is not installed: running the test binaries one after another");
+        return libtest::run(binaries, kvm_host::Place::Direct, full, scratch, skips);
+    }
+    eprintln!("test: tests, with cargo-nextest");
+    nextest::run(scratch, full, skips).unwrap_or_else(|error| vec![Case::failed("nextest", explain(&error))])
+}
+
+/// The demo as a user would run it, but with the build that the tests have just made.
+fn demo() -> Case {
+    step("demo", || {
+        let demo = Demo { kernel: None, place: None, profile: "dev".to_owned() };
+        let report = demo.run().map_err(|failure| explain(&failure))?;
+        eprintln!("{report}");
+        Ok(())
+    })
+}
+
+/// One step of ours, with its time.
+fn step(name: &str, work: impl FnOnce() -> Result<(), String>) -> Case {
+    if interrupt::asked() {
+        return Case::failed(name, "interrupted");
+    }
+    eprintln!("test: {name}");
+    let started = Instant::now();
+    let outcome = work();
+    let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
+    eprintln!("test: {name}: {verdict} ({:.1} s)", started.elapsed().as_secs_f64());
+    match outcome {
+        Ok(()) => Case::passed(name),
+        Err(reason) => Case::failed(name, reason),
+    }
+}
+
+fn run_cargo(command: &mut Command) -> Result<(), String> {
+    cargo::run("cargo", command).map_err(|error| explain(&error))
+}
+
+fn expected_skips() -> Result<ExpectedSkips, String> {
+    let text = fs::read_to_string(workspace::root().join("tests/expected-skips.toml"));
+    ExpectedSkips::parse(&text.map_err(|error| error.to_string())?)
+}
