@@ -1,2 +1,33 @@
 //! What every Outboard daemon is made of, except its device.
+//!
+//! Requests go one way, and each arrow is one file that calls nothing to its left:
+//!
+//! ```text
+//! guest descriptor → memory → ring → chain (cursor) → queue → <device> → engine / host → queue → notify
+//! ```
+//! Three verbs carry each of them: [`queue::Queue::next`], [`queue::Queue::complete`] and
+//! [`queue::Queue::abandon`]. Beside the data path, [`proto`] speaks vhost-user, [`session`] decides what a
+//! message means, [`server`] carries it out, [`worker`] runs the queues, and [`daemon`] is the way from the
+//! command line to all that. A daemon adds a [`device::Device`] and a [`device::Handler`]; `README.md` of this
+//! crate builds one.
+//!
+//! `unsafe` lives in `memory`, `sys` and `engine` only.
+
+#![deny(missing_docs)]
+
+pub mod chain;
+pub mod cursor;
+pub mod daemon;
+pub mod device;
+pub mod engine;
+pub mod memory;
+pub mod notify;
+pub mod options;
 pub mod proto;
+pub mod queue;
+pub mod ring;
+pub mod server;
+pub mod session;
+pub mod stats;
+pub mod sys;
+pub mod worker;

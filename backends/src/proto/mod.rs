@@ -8,4 +8,6 @@ pub mod transport;
 pub mod wire;
 
 pub use transport::{Connection, Frame, TransportError};
-pub use wire::{Code, DecodeError, Header, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr, VringFd};
+pub use wire::{
+    Code, DecodeError, Header, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr, VringFd,
+};

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use thiserror::Error;
 
@@ -112,7 +112,9 @@ impl Connection {
                 return Ok(Some(self.partial.take()));
             }
             match self.recv_some(want) {
-                Err(TransportError::Socket(e)) if e.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+                Err(TransportError::Socket(e)) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    return Ok(None);
+                }
                 other => other?,
             }
         }

@@ -1,0 +1,161 @@
+//! The main path of every daemon: options, open, bind, serve; and how it ends.
+//!
+//! A daemon is a [`Program`]: its own options, and how to open its device from them. [`main`] does the rest,
+//! in an order that later confinement relies on: everything is opened before the first front-end is heard.
+//! Exit codes: 0 asked to end, 1 failure, 2 bad option, 3 this host cannot, 4 resource in use.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+use sd_notify::NotifyState;
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::device::Device;
+use crate::options::{Common, SocketError};
+use crate::server::Server;
+
+/// What one daemon is, beside what all are.
+pub trait Program: clap::Args + Sized {
+    /// The device it serves.
+    type Device: Device;
+    /// Name of the program.
+    const NAME: &'static str;
+    /// Type in the vhost-user program conventions (`vhost-user.json`).
+    const TYPE: &'static str;
+    /// One line for `--help`.
+    const ABOUT: &'static str;
+    /// Examples for `--help`.
+    const EXAMPLES: &'static str;
+    /// Optional features of the conventions that its options have.
+    const CAPABILITIES: &'static [&'static str] = &[];
+
+    /// Opens all that the device needs.
+    ///
+    /// # Errors
+    /// What to tell the user, and the exit code.
+    fn open(self) -> Result<Self::Device, Failure>;
+}
+
+/// Why a daemon does not start: one line for the user, and an exit code.
+#[derive(Debug)]
+pub struct Failure {
+    /// Names the option, the value and the cure.
+    pub message: String,
+    /// 1 to 4, see the module.
+    pub code: u8,
+}
+
+impl Failure {
+    /// Something on this host failed.
+    pub fn host(message: impl ToString) -> Failure {
+        Failure { message: message.to_string(), code: 1 }
+    }
+
+    /// An option is wrong.
+    pub fn option(message: impl ToString) -> Failure {
+        Failure { message: message.to_string(), code: 2 }
+    }
+
+    /// Somebody else uses it.
+    pub fn in_use(message: impl ToString) -> Failure {
+        Failure { message: message.to_string(), code: 4 }
+    }
+}
+
+impl From<SocketError> for Failure {
+    fn from(error: SocketError) -> Failure {
+        match error {
+            SocketError::InUse(_) => Failure::in_use(error),
+            SocketError::Bind { .. } => Failure::host(error),
+            _ => Failure::option(error),
+        }
+    }
+}
+
+#[derive(Parser)]
+struct CommandLine<P: Program> {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    own: P,
+}
+
+/// Runs the daemon.
+pub fn main<P: Program>() -> ExitCode {
+    let command = CommandLine::<P>::command()
+        .name(P::NAME)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(P::ABOUT)
+        .after_help(P::EXAMPLES);
+    // The conventions: with --print-capabilities every other option is ignored, required ones too.
+    if std::env::args_os().any(|arg| arg == "--print-capabilities") {
+        println!("{}", json!({ "type": P::TYPE, "features": P::CAPABILITIES }));
+        return ExitCode::SUCCESS;
+    }
+    let line = match CommandLine::<P>::from_arg_matches(&command.get_matches()) {
+        Ok(line) => line,
+        Err(error) => error.exit(),
+    };
+    log_to_stderr(line.common.log_level);
+    match run(line) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{}: {}", P::NAME, failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
+    let device = line.own.open()?;
+    let (end, asked) = UnixStream::pair().map_err(Failure::host)?;
+    for signal in [SIGTERM, SIGINT] {
+        let asked = asked.try_clone().map_err(Failure::host)?;
+        signal_hook::low_level::pipe::register(signal, asked).map_err(Failure::host)?;
+    }
+    let endpoint = line.common.endpoint()?;
+    let _path = Unlink(line.common.socket_path);
+    let mut server = Server::new(device, line.common.engine);
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    tracing::info!("Listening");
+    let served = server.serve(endpoint, end.as_fd());
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    report(&server);
+    served.map_err(|cause: io::Error| Failure::host(format!("Cannot go on accepting front-ends: {cause}")))
+}
+
+fn report<D: Device>(server: &Server<D>) {
+    let sum = |field: fn(&crate::stats::QueueStats) -> &std::sync::atomic::AtomicU64| {
+        server.stats().iter().map(|stats| field(stats).load(Ordering::Relaxed)).sum::<u64>()
+    };
+    let (requests, bytes) = (sum(|s| &s.requests), sum(|s| &s.bytes));
+    let (malformed, interrupts) = (sum(|s| &s.malformed), sum(|s| &s.interrupts));
+    tracing::info!("served requests={requests} bytes={bytes} malformed={malformed} interrupts={interrupts}");
+}
+
+fn log_to_stderr(level: tracing::Level) {
+    let terminal = io::IsTerminal::is_terminal(&io::stderr());
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(terminal)
+        .with_target(false)
+        .with_max_level(level)
+        .init();
+}
+
+/// Removes the socket that we bound when the daemon ends.
+struct Unlink(Option<PathBuf>);
+
+impl Drop for Unlink {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

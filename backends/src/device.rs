@@ -1,0 +1,177 @@
+//! What a device adds to this library: two small traits.
+//!
+//! A [`Device`] says what the front-end and the driver are told: features, queues, configuration space. It is
+//! shared by all threads and does no I/O. A [`Handler`] serves requests; each worker thread has one of its
+//! own, so it needs no locks. `../README.md` builds a daemon from these two.
+//!
+//! What a handler must not do: block, allocate or log per request, touch guest memory except through the
+//! request's segments, open files, or end on anything that a guest, a front-end or a host call answers.
+
+use std::os::fd::{BorrowedFd, RawFd};
+
+use rustix::io::Errno;
+
+use crate::engine::{Buffers, Engine, Interest, Op, Token};
+use crate::queue::Queue;
+
+/// A kind of device, as the other side sees it.
+pub trait Device: Send + Sync + 'static {
+    /// What serves its requests.
+    type Handler: Handler;
+
+    /// Device features beside those every daemon has (virtio 1.3 §5.x.3); ring features are added.
+    fn features(&self) -> u64;
+
+    /// Virtqueues.
+    fn queues(&self) -> u16;
+
+    /// The configuration space as it is now (virtio 1.3 §5.x.4); at most 256 bytes.
+    fn config(&self) -> Vec<u8>;
+
+    /// The driver writes to configuration space. `false` refuses: nothing is writable there.
+    fn set_config(&self, offset: usize, data: &[u8]) -> bool {
+        let _ = (offset, data);
+        false
+    }
+
+    /// Most bytes of one chain, readable and writable together; longer ones are malformed.
+    fn max_chain_bytes(&self) -> u64 {
+        u64::from(u32::MAX)
+    }
+
+    /// Most worker threads that are of use. Queues are dealt out to them in turn.
+    fn workers(&self) -> usize {
+        1
+    }
+
+    /// The handler of one worker, made in its thread.
+    ///
+    /// # Errors
+    /// The host refuses what the handler needs; the queue is then not started.
+    fn handler(&self) -> std::io::Result<Self::Handler>;
+}
+
+/// What is left in the ring after [`Handler::process`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing: [`Queue::next`] returned `None`. The driver is asked to notify.
+    Drained,
+    /// Perhaps something, but the handler cannot go on. The driver is not asked to notify; the handler calls
+    /// [`Queue::wake`] when it can.
+    Blocked,
+}
+
+/// Serves the requests of the queues of one worker.
+pub trait Handler {
+    /// What an operation of the host carries: the request it is for. [`std::convert::Infallible`] for a device
+    /// that submits none.
+    type Op: Buffers;
+
+    /// The queue may have requests: take them by [`Queue::next`] until there is none, and complete them now or
+    /// submit host I/O that carries them. What was completed is published, and the driver interrupted, once
+    /// after this returns.
+    fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Self::Op>) -> Turn;
+
+    /// An operation is over, with the bytes it moved or the host's error: complete its request or submit the rest.
+    fn complete(
+        &mut self,
+        queue: &mut Queue,
+        op: Self::Op,
+        result: Result<u32, Errno>,
+        io: &mut Io<'_, Self::Op>,
+    );
+
+    /// The worker begins: a place to watch descriptors. They stay watched across sessions.
+    ///
+    /// # Errors
+    /// The host refuses; the worker then ends.
+    fn start(&mut self, io: &mut Io<'_, Self::Op>) -> std::io::Result<()> {
+        let _ = io;
+        Ok(())
+    }
+
+    /// A watched descriptor became ready. Queues that can go on now are woken by [`Queue::wake`].
+    fn ready(&mut self, source: Source, queues: &mut Queues, io: &mut Io<'_, Self::Op>) {
+        let _ = (source, queues, io);
+    }
+
+    /// The queue stops: give back every request that is not in an operation. Those in operations are waited for.
+    fn quiesce(&mut self, queue: &mut Queue) {
+        let _ = queue;
+    }
+}
+
+/// Name that a handler gives to a descriptor it watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source(pub u16);
+
+/// The engine as a handler sees it.
+pub struct Io<'a, T> {
+    pub(crate) engine: &'a mut Engine<Tagged<T>>,
+}
+
+/// An operation's owner, and the queue its completion belongs to.
+pub(crate) struct Tagged<T> {
+    pub(crate) queue: u16,
+    pub(crate) op: T,
+}
+
+impl<T: Buffers> Buffers for Tagged<T> {
+    fn segments(&self) -> &[crate::memory::Segment] {
+        self.op.segments()
+    }
+}
+
+impl<T: Buffers> Io<'_, T> {
+    /// Begins a file operation for a request of `queue`; [`Handler::complete`] gets `op` back.
+    pub fn submit(&mut self, queue: &Queue, fd: RawFd, op: Op, owner: T) {
+        self.engine.submit(fd, op, Tagged { queue: queue.index(), op: owner });
+    }
+
+    /// Calls [`Handler::ready`] each time the descriptor becomes ready, and once if it is.
+    ///
+    /// # Errors
+    /// The descriptor cannot be polled (a regular file).
+    pub fn watch(&mut self, fd: BorrowedFd<'_>, interest: Interest, source: Source) -> std::io::Result<()> {
+        self.engine.watch(fd, interest, Token(SOURCE_BASE | u32::from(source.0)))
+    }
+
+    /// Ends a watch; call it before the descriptor is closed.
+    pub fn unwatch(&mut self, fd: BorrowedFd<'_>, source: Source) {
+        self.engine.unwatch(fd, Token(SOURCE_BASE | u32::from(source.0)));
+    }
+}
+
+/// Tokens of handlers; those below are the worker's own.
+pub(crate) const SOURCE_BASE: u32 = 1 << 31;
+
+/// The running queues of one worker, by their number in the device.
+#[derive(Debug, Default)]
+pub struct Queues {
+    pub(crate) running: Vec<Option<Queue>>,
+}
+
+impl Queues {
+    /// The queue with this number, if this worker serves it now.
+    pub fn get(&mut self, index: u16) -> Option<&mut Queue> {
+        self.running.get_mut(usize::from(index))?.as_mut()
+    }
+
+    pub(crate) fn any_woken(&self) -> bool {
+        self.running.iter().flatten().any(Queue::is_woken)
+    }
+
+    pub(crate) fn insert(&mut self, queue: Queue) {
+        let at = usize::from(queue.index());
+        if self.running.len() <= at {
+            self.running.resize_with(at.saturating_add(1), || None);
+        }
+        if let Some(place) = self.running.get_mut(at) {
+            *place = Some(queue);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, index: u16) -> Option<Queue> {
+        self.running.get_mut(usize::from(index))?.take()
+    }
+}

@@ -1,0 +1,193 @@
+//! The engine of a worker: one place to sleep in, for kicks, disk, sockets and other threads.
+//!
+//! In: descriptors to watch, and file operations on guest buffers. Out: [`Event`]s. File I/O works by
+//! completion: [`Engine::submit`] takes the operation *and its owner* (the request with its buffers), keeps
+//! it while the host works, and gives both back in [`Event::Done`], failed or not, so that neither can be
+//! lost. Everything else works by readiness: [`Engine::watch`] reports each time a descriptor becomes ready
+//! (edges, not levels: eventfds never need to be read), and the handler does its own non-blocking calls.
+//!
+//! Two implementations, one meaning: `uring` submits a batch with the system call that waits for the next,
+//! `epoll` does file I/O on the spot. Nothing is allocated per operation: owners live in a slab that grows to
+//! the number in flight and stays.
+//! Refuses: descriptors that cannot be polled; they are reported by an error from [`Engine::watch`] (epoll) or
+//! as [`Event::Deaf`] (io_uring).
+
+pub mod epoll;
+pub mod uring;
+
+mod slab;
+
+use std::collections::VecDeque;
+use std::os::fd::{BorrowedFd, RawFd};
+
+use rustix::io::Errno;
+
+use crate::memory::Segment;
+use slab::Slab;
+
+/// What an operation works on: whatever owns the buffers.
+pub trait Buffers {
+    /// The buffers, unchanged as long as nobody has the owner mutably.
+    fn segments(&self) -> &[Segment];
+}
+
+/// A device without host I/O by completion has no operations.
+impl Buffers for std::convert::Infallible {
+    fn segments(&self) -> &[Segment] {
+        match *self {}
+    }
+}
+
+/// File operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Read the file at this offset into the buffers.
+    Read {
+        /// Bytes from the start.
+        offset: u64,
+    },
+    /// Write the buffers to the file at this offset.
+    Write {
+        /// Bytes from the start.
+        offset: u64,
+    },
+    /// Make all completed writes durable (`fdatasync`).
+    Sync,
+}
+
+/// Name of a watched descriptor, chosen by whoever watches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token(pub u32);
+
+/// What readiness to watch for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// Readable, or the other side went.
+    Read,
+    /// Writable, or the other side went.
+    Write,
+    /// Either.
+    Both,
+}
+
+/// What the engine has to say.
+#[derive(Debug)]
+pub enum Event<T> {
+    /// A watched descriptor became ready, or may have: a spurious one does no harm.
+    Ready(Token),
+    /// A watched descriptor cannot be watched any more.
+    Deaf(Token),
+    /// An operation is over: its owner, and the bytes moved or why not.
+    Done(T, Result<u32, Errno>),
+}
+
+/// Which implementation to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum EngineKind {
+    /// io_uring, or epoll where the kernel refuses io_uring.
+    #[default]
+    Auto,
+    /// io_uring only.
+    IoUring,
+    /// epoll only.
+    Epoll,
+}
+
+/// The engine of one thread.
+pub struct Engine<T> {
+    inner: Inner,
+    slab: Slab<T>,
+    events: VecDeque<Event<T>>,
+}
+
+enum Inner {
+    Uring(uring::Uring),
+    Epoll(epoll::Epoll),
+}
+
+impl<T: Buffers> Engine<T> {
+    /// An engine for the calling thread; only this thread may use it.
+    ///
+    /// # Errors
+    /// The kernel refuses what `kind` asks for.
+    pub fn new(kind: EngineKind) -> std::io::Result<Engine<T>> {
+        let inner = match kind {
+            EngineKind::IoUring => Inner::Uring(uring::Uring::new()?),
+            EngineKind::Epoll => Inner::Epoll(epoll::Epoll::new()?),
+            EngineKind::Auto => match uring::Uring::new() {
+                Ok(uring) => Inner::Uring(uring),
+                Err(error) => {
+                    tracing::info!(%error, "io_uring is not to be had here, using epoll");
+                    Inner::Epoll(epoll::Epoll::new()?)
+                }
+            },
+        };
+        Ok(Engine { inner, slab: Slab::default(), events: VecDeque::new() })
+    }
+
+    /// Reports each time `fd` becomes ready, until [`Engine::unwatch`]. It is reported once at the beginning if
+    /// it is ready already. The descriptor must stay open that long.
+    ///
+    /// # Errors
+    /// The descriptor cannot be polled.
+    pub fn watch(&mut self, fd: BorrowedFd<'_>, interest: Interest, token: Token) -> std::io::Result<()> {
+        match &mut self.inner {
+            Inner::Uring(uring) => uring.watch(fd, interest, token),
+            Inner::Epoll(epoll) => epoll.watch(fd, interest, token),
+        }
+    }
+
+    /// Ends a watch. Events that are under way may still come.
+    pub fn unwatch(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        match &mut self.inner {
+            Inner::Uring(uring) => uring.unwatch(token),
+            Inner::Epoll(epoll) => epoll.unwatch(fd),
+        }
+    }
+
+    /// Begins an operation. It reaches the kernel with the next [`Engine::wait`] at the latest.
+    pub fn submit(&mut self, fd: RawFd, op: Op, owner: T) {
+        match &mut self.inner {
+            Inner::Uring(uring) => uring.submit(fd, op, owner, &mut self.slab),
+            Inner::Epoll(epoll) => {
+                let result = epoll.perform(fd, op, owner.segments());
+                self.events.push_back(Event::Done(owner, result));
+            }
+        }
+    }
+
+    /// Operations that are not over.
+    pub fn in_flight(&self) -> usize {
+        self.slab.len()
+    }
+
+    /// Submits what waits to be, and sleeps until there is an event if `sleep`; otherwise only looks.
+    ///
+    /// # Errors
+    /// The engine itself failed, and cannot be used any more.
+    pub fn wait(&mut self, sleep: bool) -> std::io::Result<()> {
+        let sleep = sleep && self.events.is_empty();
+        match &mut self.inner {
+            Inner::Uring(uring) => uring.wait(sleep, &mut self.slab, &mut self.events),
+            Inner::Epoll(epoll) => epoll.wait(sleep, &mut self.events),
+        }
+    }
+
+    /// The next event, if one has come.
+    pub fn event(&mut self) -> Option<Event<T>> {
+        self.events.pop_front()
+    }
+}
+
+/// The kernel may still write into buffers of what is in flight: they are kept until it does not.
+impl<T> Drop for Engine<T> {
+    fn drop(&mut self) {
+        if let Inner::Uring(uring) = &mut self.inner {
+            uring.drain(&mut self.slab);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

@@ -1,0 +1,186 @@
+//! The engine on io_uring: one system call submits a batch and waits for the next.
+//!
+//! Descriptors are watched by multishot polls, which report each wake-up of the descriptor, so that an
+//! eventfd needs no read. User data of an entry is a slab number (operations) or a token (polls).
+//! The ring belongs to one thread (SINGLE_ISSUER); completions are delivered when it asks (DEFER_TASKRUN).
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use io_uring::types::{Fd, FsyncFlags};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use rustix::io::Errno;
+
+use super::slab::Slab;
+use super::{Buffers, Event, Interest, Op, Token};
+use crate::memory::Segment;
+
+/// Entries of the submission queue; a full one is submitted early.
+const ENTRIES: u32 = 256;
+/// Completions that wait without overflowing: every request of a few full queues, and kicks.
+const COMPLETIONS: u32 = 4096;
+
+const POLL: u64 = 1 << 32;
+const IGNORED: u64 = 2 << 32;
+
+/// One ring and what it watches.
+pub(crate) struct Uring {
+    ring: IoUring,
+    watches: Vec<Watch>,
+}
+
+#[derive(Clone, Copy)]
+struct Watch {
+    token: Token,
+    fd: RawFd,
+    events: u32,
+}
+
+impl Uring {
+    pub(crate) fn new() -> io::Result<Uring> {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(COMPLETIONS);
+        let ring = builder
+            .setup_single_issuer()
+            .setup_coop_taskrun()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(ENTRIES)
+            .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(ENTRIES))?;
+        Ok(Uring { ring, watches: Vec::new() })
+    }
+
+    pub(crate) fn watch(&mut self, fd: BorrowedFd<'_>, interest: Interest, token: Token) -> io::Result<()> {
+        let events = match interest {
+            Interest::Read => libc::POLLIN,
+            Interest::Write => libc::POLLOUT,
+            Interest::Both => libc::POLLIN | libc::POLLOUT,
+        };
+        let watch = Watch { token, fd: fd.as_raw_fd(), events: u32::from(events.unsigned_abs()) };
+        self.watches.retain(|other| other.token != token);
+        self.watches.push(watch);
+        self.push(poll_entry(watch));
+        Ok(())
+    }
+
+    pub(crate) fn unwatch(&mut self, token: Token) {
+        self.watches.retain(|watch| watch.token != token);
+        let entry = opcode::PollRemove::new(POLL | u64::from(token.0)).build().user_data(IGNORED);
+        self.push(entry);
+        // The poll holds its descriptor open until it is gone: let it go before the caller closes it.
+        let _ = self.ring.submit();
+    }
+
+    pub(crate) fn submit<T: Buffers>(&mut self, fd: RawFd, op: Op, owner: T, slab: &mut Slab<T>) {
+        let (key, owner) = slab.insert(owner);
+        let entry = operation(Fd(fd), op, owner.segments()).user_data(u64::from(key));
+        self.push(entry);
+    }
+
+    /// Queues an entry, submitting early when the queue is full.
+    fn push(&mut self, entry: squeue::Entry) {
+        // SAFETY: the entry's buffers belong to an owner in the slab (or it has none). The owner is neither
+        // moved out nor changed before the completion is reaped; its segments are guest memory that its queue
+        // keeps mapped, and the list of segments is on the heap, untouched until the kernel copied it.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            if let Err(error) = self.ring.submit() {
+                if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) {
+                    tracing::error!(%error, "io_uring does not take submissions");
+                }
+                let _ = self.ring.submit_and_wait(1);
+            }
+        }
+    }
+
+    pub(crate) fn wait<T>(
+        &mut self,
+        sleep: bool,
+        slab: &mut Slab<T>,
+        events: &mut VecDeque<Event<T>>,
+    ) -> io::Result<()> {
+        let ready = !self.ring.completion().is_empty();
+        let submissions = self.ring.submission();
+        if !sleep && submissions.is_empty() && !submissions.taskrun() && !submissions.cq_overflow() {
+            drop(submissions);
+            self.reap(slab, events);
+            return Ok(());
+        }
+        drop(submissions);
+        match self.ring.submit_and_wait(usize::from(sleep && !ready)) {
+            Ok(_) => {}
+            // Interrupted, or the completion queue must be emptied first: both end by looking.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            Err(e) => return Err(e),
+        }
+        self.reap(slab, events);
+        Ok(())
+    }
+
+    fn reap<T>(&mut self, slab: &mut Slab<T>, events: &mut VecDeque<Event<T>>) {
+        let mut again = Vec::new();
+        for entry in self.ring.completion() {
+            let data = entry.user_data();
+            if data & (POLL | IGNORED) == 0 {
+                let done = u32::try_from(data).ok().and_then(|key| slab.remove(key));
+                events.extend(done.map(|owner| Event::Done(owner, outcome(entry.result()))));
+            } else if data & POLL != 0 {
+                // The low half of the user data is the token.
+                #[allow(clippy::cast_possible_truncation)]
+                let token = Token(data as u32);
+                if let Some(watch) = self.watches.iter().find(|watch| watch.token == token) {
+                    events.push_back(if entry.result() < 0 {
+                        Event::Deaf(token)
+                    } else {
+                        Event::Ready(token)
+                    });
+                    if entry.result() >= 0 && !cqueue::more(entry.flags()) {
+                        again.push(*watch);
+                    }
+                }
+            }
+        }
+        again.into_iter().for_each(|watch| self.push(poll_entry(watch)));
+    }
+
+    /// Waits for everything in flight and drops it.
+    pub(crate) fn drain<T>(&mut self, slab: &mut Slab<T>) {
+        self.watches.clear();
+        let mut events = VecDeque::new();
+        while slab.len() > 0 && self.wait(true, slab, &mut events).is_ok() {
+            events.clear();
+        }
+    }
+}
+
+fn poll_entry(watch: Watch) -> squeue::Entry {
+    opcode::PollAdd::new(Fd(watch.fd), watch.events)
+        .multi(true)
+        .build()
+        .user_data(POLL | u64::from(watch.token.0))
+}
+
+/// One segment goes without a list: the kernel has one thing less to copy.
+fn operation(fd: Fd, op: Op, segments: &[Segment]) -> squeue::Entry {
+    let count = u32::try_from(segments.len()).unwrap_or(u32::MAX);
+    let list = segments.as_ptr().cast::<libc::iovec>();
+    match (op, segments) {
+        (Op::Read { offset }, [one]) => {
+            opcode::Read::new(fd, one.as_ptr(), length(one)).offset(offset).build()
+        }
+        (Op::Write { offset }, [one]) => {
+            opcode::Write::new(fd, one.as_ptr(), length(one)).offset(offset).build()
+        }
+        (Op::Read { offset }, _) => opcode::Readv::new(fd, list, count).offset(offset).build(),
+        (Op::Write { offset }, _) => opcode::Writev::new(fd, list, count).offset(offset).build(),
+        (Op::Sync, _) => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+    }
+}
+
+fn length(segment: &Segment) -> u32 {
+    u32::try_from(segment.len()).unwrap_or(u32::MAX)
+}
+
+fn outcome(result: i32) -> Result<u32, Errno> {
+    u32::try_from(result).map_err(|_| Errno::from_raw_os_error(result.saturating_neg()))
+}

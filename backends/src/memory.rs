@@ -1,0 +1,402 @@
+//! Guest memory: the regions a front-end shared, and the only way to touch them.
+//!
+//! In: regions with their file descriptors (SET_MEM_TABLE, ADD_MEM_REG). Out: a [`Memory`], never changed
+//! once built (a new table makes a new one), which translates whole ranges: guest-physical ones into
+//! [`Segment`]s for host I/O, front-end addresses of rings into [`Area`]s.
+//! Promises: a range is translated whole or not at all (a half mapped range was CVE-2018-1059); a region lies
+//! within its file, so touching it does not fault as long as the file keeps its size; an `Area` keeps its
+//! mapping alive; a `Segment` is good as long as its `Memory`, which [`crate::queue::Queue`] sees to.
+//! Refuses: regions that are empty, overlap, wrap, or reach past the end of their file; files that are no
+//! regular memory (pipes, sockets); ranges that leave memory.
+//!
+//! The guest writes to all this while we read it. So what is decided upon is fetched once, by
+//! [`Area::read`] and [`Segment::read`], which use volatile loads that the compiler cannot repeat.
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
+
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use rustix::fs::{FileType, fstat};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use thiserror::Error;
+
+use crate::proto::MemoryRegion;
+
+/// Most regions at a time: what CONFIGURE_MEM_SLOTS announces (the number that vhost-user front-ends expect).
+pub const MAX_SLOTS: usize = 509;
+
+/// Why a region or a table is refused.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// Empty, or its addresses wrap around.
+    #[error("Region {0:x?} is empty or its addresses wrap")]
+    Range(MemoryRegion),
+    /// Two regions share an address.
+    #[error("Region {0:x?} overlaps another")]
+    Overlap(MemoryRegion),
+    /// The file is not memory or is too short.
+    #[error("Region {region:x?} is not within its file of {file_bytes} bytes")]
+    File {
+        /// Region.
+        region: MemoryRegion,
+        /// Size of the file, 0 for what is no regular file.
+        file_bytes: u64,
+    },
+    /// A region that is not there cannot be removed.
+    #[error("No region {0:x?} to remove")]
+    Unknown(MemoryRegion),
+    /// All slots are taken.
+    #[error("More than {MAX_SLOTS} memory regions")]
+    Slots,
+    /// The kernel would not map it.
+    #[error("Region cannot be mapped")]
+    Map(#[source] std::io::Error),
+}
+
+/// The memory of one guest, as one table described it.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// Sorted by guest address.
+    regions: Vec<Arc<Region>>,
+}
+
+#[derive(Debug)]
+struct Region {
+    table: MemoryRegion,
+    mapping: Mapping,
+}
+
+impl Memory {
+    /// Maps a whole table.
+    ///
+    /// # Errors
+    /// Any region refused refuses the table; what was mapped is unmapped.
+    pub fn map(table: Vec<(MemoryRegion, OwnedFd)>) -> Result<Memory, MemoryError> {
+        table.into_iter().try_fold(Memory::default(), |memory, (region, fd)| memory.with(region, fd))
+    }
+
+    /// This memory and one more region.
+    ///
+    /// # Errors
+    /// [`MemoryError`]; `self` is unhurt.
+    pub fn with(&self, table: MemoryRegion, fd: OwnedFd) -> Result<Memory, MemoryError> {
+        check_range(&table)?;
+        if self.regions.len() >= MAX_SLOTS {
+            return Err(MemoryError::Slots);
+        }
+        if self.regions.iter().any(|other| overlap(&other.table, &table)) {
+            return Err(MemoryError::Overlap(table));
+        }
+        let mapping = Mapping::new(&table, fd)?;
+        let mut regions = self.regions.clone();
+        let at = regions.partition_point(|other| other.table.guest_addr < table.guest_addr);
+        regions.insert(at, Arc::new(Region { table, mapping }));
+        Ok(Memory { regions })
+    }
+
+    /// This memory less one region, named by its addresses and size.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unknown`]
+    pub fn without(&self, table: MemoryRegion) -> Result<Memory, MemoryError> {
+        let same = |other: &MemoryRegion| {
+            (other.guest_addr, other.size_bytes, other.user_addr)
+                == (table.guest_addr, table.size_bytes, table.user_addr)
+        };
+        let mut regions = self.regions.clone();
+        regions.retain(|region| !same(&region.table));
+        if regions.len() == self.regions.len() {
+            Err(MemoryError::Unknown(table))
+        } else {
+            Ok(Memory { regions })
+        }
+    }
+
+    /// Number of regions.
+    pub fn regions(&self) -> usize {
+        self.regions.len()
+    }
+
+    /// Appends the host's view of guest-physical `addr..addr+len` to `out`: one segment, or more where the
+    /// range goes on in an adjacent region. `false`, and nothing appended, if any byte is outside memory.
+    pub fn translate(&self, addr: u64, len: u32, out: &mut Vec<Segment>) -> bool {
+        let before = out.len();
+        let (mut addr, mut left) = (addr, u64::from(len));
+        while left > 0 {
+            let Some((segment, took)) = self.piece(addr, left) else {
+                out.truncate(before);
+                return false;
+            };
+            out.push(segment);
+            left = left.saturating_sub(took);
+            // Within a region whose end was checked not to wrap; past it the next look-up decides.
+            addr = addr.wrapping_add(took);
+        }
+        true
+    }
+
+    /// The host's view of a guest range that lies in one region.
+    #[inline]
+    pub fn translate_one(&self, addr: u64, len: u32) -> Option<Segment> {
+        self.piece(addr, u64::from(len))
+            .filter(|(_, took)| *took == u64::from(len))
+            .map(|(segment, _)| segment)
+    }
+
+    /// The front of guest range `addr..addr+len`, up to the end of its region.
+    fn piece(&self, addr: u64, len: u64) -> Option<(Segment, u64)> {
+        let after = self.regions.partition_point(|region| region.table.guest_addr <= addr);
+        let region = self.regions.get(after.checked_sub(1)?)?;
+        let offset = addr.checked_sub(region.table.guest_addr)?;
+        let room = region.table.size_bytes.checked_sub(offset).filter(|room| *room > 0)?;
+        let len = len.min(room);
+        Some((region.mapping.segment(offset, len)?, len))
+    }
+
+    /// The ring part at front-end address `addr`: `len` bytes within one region, aligned to `align`.
+    pub fn ring_area(&self, addr: u64, len: usize, align: usize) -> Option<Area> {
+        let region = self.regions.iter().find(|region| {
+            addr.checked_sub(region.table.user_addr).is_some_and(|offset| offset < region.table.size_bytes)
+        })?;
+        let offset = addr.checked_sub(region.table.user_addr)?;
+        let segment = region.mapping.segment(offset, u64::try_from(len).ok()?)?;
+        segment.start().is_multiple_of(align).then(|| Area { segment, _region: Arc::clone(region) })
+    }
+}
+
+fn check_range(region: &MemoryRegion) -> Result<(), MemoryError> {
+    let size = region.size_bytes;
+    let wraps = |start: u64| start.checked_add(size).is_none();
+    if size == 0 || wraps(region.guest_addr) || wraps(region.user_addr) || wraps(region.mmap_offset) {
+        return Err(MemoryError::Range(*region));
+    }
+    Ok(())
+}
+
+/// Neither guest nor front-end addresses may be shared: one address, one byte.
+fn overlap(a: &MemoryRegion, b: &MemoryRegion) -> bool {
+    let meet = |x: u64, y: u64| x < y.saturating_add(b.size_bytes) && y < x.saturating_add(a.size_bytes);
+    meet(a.guest_addr, b.guest_addr) || meet(a.user_addr, b.user_addr)
+}
+
+/// One `mmap` of a region, unmapped when the last user lets go.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    /// Where the region begins in the mapping: its file offset need not be a page's.
+    skip: usize,
+}
+
+// SAFETY: the mapping is plain shared memory; every access through it is volatile, atomic or a copy, and
+// none assumes that nobody else writes.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(region: &MemoryRegion, fd: OwnedFd) -> Result<Mapping, MemoryError> {
+        let stat = fstat(&fd).map_err(|errno| MemoryError::Map(errno.into()))?;
+        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        let file_bytes = if regular { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
+        let end = region.mmap_offset.saturating_add(region.size_bytes);
+        let outside = MemoryError::File { region: *region, file_bytes };
+        if end > file_bytes {
+            return Err(outside);
+        }
+        // Huge page files map at multiples of their page, which is their block size.
+        let page = u64::try_from(stat.st_blksize).unwrap_or(0).max(4096);
+        let offset = region.mmap_offset.checked_div(page).unwrap_or(0).saturating_mul(page);
+        let (Ok(len), Ok(skip)) = (
+            usize::try_from(end.saturating_sub(offset)),
+            usize::try_from(region.mmap_offset.saturating_sub(offset)),
+        ) else {
+            return Err(outside);
+        };
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory of ours.
+        let base = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, &fd, offset) }
+            .map_err(|errno| MemoryError::Map(errno.into()))?;
+        let base = NonNull::new(base.cast()).ok_or(outside)?;
+        Ok(Mapping { base, len, skip })
+    }
+
+    /// Bytes `offset..offset+len` of the region, if it has them.
+    fn segment(&self, offset: u64, len: u64) -> Option<Segment> {
+        let start = self.skip.checked_add(usize::try_from(offset).ok()?)?;
+        let len = usize::try_from(len).ok()?;
+        if start.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: `start` is within the mapping, as just checked.
+        let base = unsafe { self.base.as_ptr().add(start) };
+        Some(Segment(libc::iovec { iov_base: base.cast(), iov_len: len }))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `len` are those of the mapping, and an `Area` or a `Queue` that could still reach
+        // it would hold the region that owns us.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// A contiguous piece of guest memory in our address space, laid out as an `iovec`.
+///
+/// Only [`Memory`] makes one, within a mapping. It is good as long as that `Memory`; the queue that a request
+/// came from keeps it until the request is back (see [`crate::queue`]).
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Segment(libc::iovec);
+
+// SAFETY: an address of memory that other programs write to anyway; a thread more makes no difference.
+unsafe impl Send for Segment {}
+
+impl Segment {
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// No bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.iov_len == 0
+    }
+
+    fn start(&self) -> usize {
+        self.0.iov_base.addr()
+    }
+
+    /// Its address, for the kernel.
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.0.iov_base.cast()
+    }
+
+    /// Takes the first `count` bytes (or all there are) off the front.
+    pub fn take_front(&mut self, count: usize) -> Segment {
+        let count = count.min(self.len());
+        let front = Segment(libc::iovec { iov_len: count, ..self.0 });
+        // SAFETY: `count` is at most the length, so this is in the piece or one past its end.
+        self.0.iov_base = unsafe { self.0.iov_base.add(count) };
+        self.0.iov_len = self.0.iov_len.saturating_sub(count);
+        front
+    }
+
+    /// Takes the last `count` bytes (or all there are) off the back.
+    pub fn take_back(&mut self, count: usize) -> Segment {
+        let mut whole = *self;
+        *self = whole.take_front(self.len().saturating_sub(count));
+        whole
+    }
+
+    /// Copies to `to`, as many bytes as both have; the number is returned. Each byte is fetched once.
+    pub fn copy_to(&self, to: &mut [u8]) -> usize {
+        let count = self.len().min(to.len());
+        // SAFETY: both sides have `count` bytes, and a Rust slice is never guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(self.as_ptr(), to.as_mut_ptr(), count) };
+        count
+    }
+
+    /// Copies from `from`, as many bytes as both have; the number is returned.
+    pub fn copy_from(&self, from: &[u8]) -> usize {
+        let count = self.len().min(from.len());
+        // SAFETY: as in `copy_to`.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.as_ptr(), count) };
+        count
+    }
+
+    /// `N` bytes at `offset`, fetched once; `None` past the end.
+    pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset.checked_add(N)? > self.len() {
+            return None;
+        }
+        // SAFETY: the range was just checked.
+        Some(unsafe { read_once(self.as_ptr().add(offset)) })
+    }
+}
+
+/// Reads by volatile loads, eight bytes at a time where the address allows it.
+///
+/// # Safety
+/// `from..from+N` lies within a mapping.
+unsafe fn read_once<const N: usize>(from: *const u8) -> [u8; N] {
+    let mut out = [0; N];
+    if from.addr().is_multiple_of(8) && N.is_multiple_of(8) {
+        for (at, chunk) in out.chunks_exact_mut(8).enumerate() {
+            // SAFETY: aligned, and within the caller's range.
+            let word = unsafe { from.cast::<u64>().add(at).read_volatile() };
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+    } else {
+        for (at, byte) in out.iter_mut().enumerate() {
+            // SAFETY: within the caller's range.
+            *byte = unsafe { from.add(at).read_volatile() };
+        }
+    }
+    out
+}
+
+/// A part of a ring: memory of fixed size that stays mapped as long as this value lives.
+///
+/// Offsets past the end read as `None` and write nothing; ring indices are masked, so it does not happen.
+#[derive(Debug)]
+pub struct Area {
+    segment: Segment,
+    _region: Arc<Region>,
+}
+
+impl Area {
+    /// `N` bytes at `offset`, fetched once.
+    #[inline]
+    pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.segment.read(offset)
+    }
+
+    /// Writes plain bytes; order against the other side comes from [`Area::store_u16`].
+    #[inline]
+    pub fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) {
+        if offset.checked_add(N).is_some_and(|end| end <= self.segment.len()) {
+            // SAFETY: the range was just checked.
+            unsafe { self.segment.as_ptr().add(offset).cast::<[u8; N]>().write_unaligned(bytes) };
+        }
+    }
+
+    /// Loads a little-endian 16-bit field.
+    #[inline]
+    pub fn load_u16(&self, offset: usize, order: Ordering) -> Option<u16> {
+        self.atomic(offset).map(|field| u16::from_le(field.load(order)))
+    }
+
+    /// Stores a little-endian 16-bit field.
+    #[inline]
+    pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
+        if let Some(field) = self.atomic(offset) {
+            field.store(value.to_le(), order);
+        }
+    }
+
+    #[inline]
+    fn atomic(&self, offset: usize) -> Option<&AtomicU16> {
+        let end = offset.checked_add(2)?;
+        if end > self.segment.len() || !self.segment.start().wrapping_add(offset).is_multiple_of(2) {
+            return None;
+        }
+        // SAFETY: in range and aligned; the other side is another program, so atomics are the only right access.
+        Some(unsafe { AtomicU16::from_ptr(self.segment.as_ptr().add(offset).cast()) })
+    }
+}
+
+#[cfg(test)]
+#[path = "memory_tests.rs"]
+mod tests;

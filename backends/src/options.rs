@@ -1,0 +1,141 @@
+//! Options that all daemons have, and the socket they name.
+//!
+//! In: a command line, and what systemd passed (LISTEN_FDS). Out: an [`Endpoint`]. Follows the vhost-user
+//! back-end program conventions: `--socket-path`, `--fd`, `--print-capabilities`, never daemonising.
+//! Refuses, each with one line that names the option, the value and the cure: a path that is too long, in a
+//! directory that is not there or not ours, taken by something that is no socket, or served by another
+//! daemon already (exit code 4).
+
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::engine::EngineKind;
+use crate::server::Endpoint;
+
+/// Longest path of a unix socket (`sun_path` less its closing zero).
+const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// First descriptor that systemd passes (sd_listen_fds(3)).
+const FIRST_PASSED_FD: RawFd = 3;
+
+/// Options of every daemon.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Common {
+    /// Listen on this unix socket for front-ends, one at a time
+    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Use this open descriptor: a listening socket, or one that a front-end is connected to
+    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(3..))]
+    pub fd: Option<RawFd>,
+
+    /// Print what this program can do, as JSON, and exit
+    #[arg(long)]
+    pub print_capabilities: bool,
+
+    /// How to wait for and do I/O
+    #[arg(long, value_enum, value_name = "KIND", default_value_t)]
+    pub engine: EngineKind,
+
+    /// What to log on standard error
+    #[arg(long, value_name = "LEVEL", default_value_t = tracing::Level::INFO)]
+    pub log_level: tracing::Level,
+}
+
+/// Why there is no socket.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// None of the ways to name one was used.
+    #[error("No socket: give --socket-path PATH or --fd N, or start me by systemd socket activation")]
+    Missing,
+    /// The path does not fit into a socket address.
+    #[error("--socket-path {path}: {bytes} bytes are too long for a socket; use a path of at most {MAX_SOCKET_PATH_BYTES}", path = .0.display(), bytes = .0.as_os_str().len())]
+    TooLong(PathBuf),
+    /// Something else is there.
+    #[error("--socket-path {}: something that is no socket is there; remove it or use another path", .0.display())]
+    NoSocket(PathBuf),
+    /// Another process listens there.
+    #[error("--socket-path {}: another process listens there; stop it or use another path", .0.display())]
+    InUse(PathBuf),
+    /// The directory is missing or not ours.
+    #[error("--socket-path {}: cannot listen there: {cause}; the directory must exist and be writable for this user", path.display())]
+    Bind {
+        /// Path.
+        path: PathBuf,
+        /// Error of the host.
+        cause: io::Error,
+    },
+    /// The descriptor is no unix stream socket.
+    #[error("--fd {fd}: {cause}; pass a unix stream socket that listens or is connected")]
+    Fd {
+        /// Descriptor.
+        fd: RawFd,
+        /// Error of the host.
+        cause: io::Error,
+    },
+    /// systemd passed something that is not for us.
+    #[error("LISTEN_FDS: {0}")]
+    Activation(String),
+}
+
+impl Common {
+    /// Opens the socket that the options or systemd name.
+    ///
+    /// # Errors
+    /// [`SocketError`]
+    pub fn endpoint(&self) -> Result<Endpoint, SocketError> {
+        match (&self.socket_path, self.fd) {
+            (Some(path), _) => listen(path).map(Endpoint::Listening),
+            (None, Some(fd)) => from_fd(fd),
+            (None, None) => from_fd(activated()?.ok_or(SocketError::Missing)?),
+        }
+    }
+}
+
+/// Binds `path`. A socket that nobody listens on is what a daemon that was killed leaves: it is replaced.
+fn listen(path: &Path) -> Result<UnixListener, SocketError> {
+    if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+        return Err(SocketError::TooLong(path.into()));
+    }
+    let failed = |cause| SocketError::Bind { path: path.into(), cause };
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+        other => return other.map_err(failed),
+    }
+    if !std::fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
+        return Err(SocketError::NoSocket(path.into()));
+    }
+    if UnixStream::connect(path).is_ok() {
+        return Err(SocketError::InUse(path.into()));
+    }
+    std::fs::remove_file(path).map_err(failed)?;
+    UnixListener::bind(path).map_err(failed)
+}
+
+fn from_fd(fd: RawFd) -> Result<Endpoint, SocketError> {
+    let failed = |cause: io::Error| SocketError::Fd { fd, cause };
+    let fd = crate::sys::adopt_fd(fd).map_err(|errno| failed(errno.into()))?;
+    let listening = rustix::net::sockopt::socket_acceptconn(&fd).map_err(|errno| failed(errno.into()))?;
+    Ok(if listening { Endpoint::Listening(fd.into()) } else { Endpoint::Connected(fd.into()) })
+}
+
+/// The descriptor that systemd calls `vhost-user`, or the only one it passed.
+fn activated() -> Result<Option<RawFd>, SocketError> {
+    let passed = sd_notify::listen_fds_with_names().map_err(|e| SocketError::Activation(e.to_string()))?;
+    let passed: Vec<(RawFd, String)> = passed.collect();
+    match passed.as_slice() {
+        [] => Ok(None),
+        [(fd, _)] => Ok(Some(*fd)),
+        many => match many.iter().find(|(_, name)| name == "vhost-user") {
+            Some((fd, _)) => Ok(Some(*fd)),
+            None => Err(SocketError::Activation(format!(
+                "none of the {} descriptors from {FIRST_PASSED_FD} is called vhost-user; set FileDescriptorName=vhost-user",
+                many.len()
+            ))),
+        },
+    }
+}

@@ -1,0 +1,310 @@
+//! One running virtqueue: requests out of it, completions into it, at most one interrupt a batch.
+//!
+//! In: a ring, guest memory, the call and error eventfds. Out: [`Request`]s, by three verbs that carry
+//! everything: [`Queue::next`] takes a request, [`Queue::complete`] gives it back with what was written,
+//! [`Queue::abandon`] gives it back with length 0 because it made no sense. [`Queue::flush`] publishes what
+//! was given back, with one store and at most one interrupt.
+//!
+//! Promises: a head is in flight at most once; requests in flight never exceed the queue size; a malformed
+//! chain goes back at once and is counted; a broken ring is neither read nor written again, its error eventfd
+//! is raised, and requests still in flight finish into memory that stays mapped. Memory outlives requests: a
+//! queue dropped with requests in flight leaks its mapping on purpose.
+//! Refuses: a head that is made available while it is in flight breaks the ring.
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use crate::chain::{Chain, Limits};
+use crate::memory::Memory;
+use crate::notify::Signal;
+use crate::ring::RingError;
+use crate::ring::split::SplitRing;
+use crate::stats::{QueueStats, add};
+
+/// Requests that one turn takes at most, so that a ring that is never empty leaves time for the others.
+const TURN_BUDGET: u16 = 256;
+
+/// A request in flight: the head that must go back, and its buffers.
+///
+/// It cannot be dropped by accident: only [`Queue::complete`] and [`Queue::abandon`] end it. A debug build
+/// panics where one is lost, a release build logs it.
+#[derive(Debug)]
+#[must_use = "a request must be completed or abandoned"]
+pub struct Request {
+    head: u16,
+    chain: Chain,
+    returned: bool,
+}
+
+impl Deref for Request {
+    type Target = Chain;
+    fn deref(&self) -> &Chain {
+        &self.chain
+    }
+}
+
+impl DerefMut for Request {
+    fn deref_mut(&mut self) -> &mut Chain {
+        &mut self.chain
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        if !self.returned && !std::thread::panicking() {
+            debug_assert!(false, "request with head {} was dropped", self.head);
+            tracing::error!(head = self.head, "A request was dropped instead of given back");
+        }
+    }
+}
+
+/// What makes a queue, besides its ring.
+#[derive(Debug)]
+pub struct QueueSetup {
+    /// Number in the device.
+    pub index: u16,
+    /// Features that driver and device agreed on.
+    pub features: u64,
+    /// Most bytes of one chain.
+    pub max_chain_bytes: u64,
+    /// Raised when used buffers want an interrupt.
+    pub call: Signal,
+    /// Raised when the ring is broken.
+    pub error: Signal,
+    /// Where it counts.
+    pub stats: Arc<QueueStats>,
+}
+
+/// A virtqueue that is being served. It belongs to one thread.
+#[derive(Debug)]
+pub struct Queue {
+    ring: SplitRing,
+    memory: Arc<Memory>,
+    setup: QueueSetup,
+    limits: Limits,
+    /// By head: in flight.
+    busy: Box<[bool]>,
+    in_flight: u16,
+    /// Chains of finished requests, with the room they grew.
+    spare: Vec<Chain>,
+    broken: Option<RingError>,
+    /// Requests that this turn may still take.
+    budget: u16,
+    batch: Batch,
+    /// Somebody wants the queue processed though its driver did not notify.
+    woken: bool,
+}
+
+/// What was given back since the last flush.
+#[derive(Debug, Default)]
+struct Batch {
+    used: u64,
+    bytes: u64,
+    malformed: u64,
+}
+
+impl Queue {
+    /// A queue that starts where its ring stands.
+    pub fn new(ring: SplitRing, memory: Arc<Memory>, setup: QueueSetup) -> Queue {
+        let size = ring.size();
+        let indirect = setup.features & (1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC) != 0;
+        Queue {
+            limits: Limits { descriptors: size, bytes: setup.max_chain_bytes, indirect },
+            ring,
+            memory,
+            setup,
+            busy: vec![false; usize::from(size)].into_boxed_slice(),
+            in_flight: 0,
+            spare: Vec::with_capacity(usize::from(size)),
+            broken: None,
+            budget: TURN_BUDGET,
+            batch: Batch::default(),
+            woken: false,
+        }
+    }
+
+    /// Number in the device.
+    pub fn index(&self) -> u16 {
+        self.setup.index
+    }
+
+    /// Features that driver and device agreed on.
+    pub fn features(&self) -> u64 {
+        self.setup.features
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
+    /// Takes the next well-formed request; `None` when there is none, the turn is over or the ring is broken.
+    pub fn next(&mut self) -> Option<Request> {
+        while self.budget > 0 && self.broken.is_none() {
+            let head = match self.ring.next() {
+                Ok(head) => head?,
+                Err(error) => {
+                    self.break_ring(error);
+                    return None;
+                }
+            };
+            self.budget = self.budget.saturating_sub(1);
+            if let Some(request) = self.load(head) {
+                return Some(request);
+            }
+        }
+        None
+    }
+
+    /// Marks the head in flight and walks its chain; a malformed one goes back.
+    fn load(&mut self, head: u16) -> Option<Request> {
+        match self.busy.get_mut(usize::from(head)) {
+            Some(busy) if !*busy => *busy = true,
+            _ => {
+                self.break_ring(RingError::InFlight(head));
+                return None;
+            }
+        }
+        self.in_flight = self.in_flight.saturating_add(1);
+        let mut chain = self.spare.pop().unwrap_or_default();
+        let loaded = chain.load(&self.ring, head, &self.memory, self.limits);
+        let request = Request { head, chain, returned: false };
+        match loaded {
+            Ok(()) => Some(request),
+            Err(_) => {
+                self.abandon(request);
+                None
+            }
+        }
+    }
+
+    /// Gives a request back; the device wrote `written_bytes` to the front of its writable part.
+    pub fn complete(&mut self, request: Request, written_bytes: u32) {
+        self.batch.used = self.batch.used.wrapping_add(1);
+        self.give_back(request, written_bytes);
+    }
+
+    /// Counts bytes that were carried, either way.
+    pub fn count_bytes(&mut self, bytes: u64) {
+        self.batch.bytes = self.batch.bytes.wrapping_add(bytes);
+    }
+
+    /// Gives a request back with length 0 because it is malformed, and counts it as such.
+    pub fn abandon(&mut self, request: Request) {
+        self.batch.malformed = self.batch.malformed.wrapping_add(1);
+        self.give_back(request, 0);
+    }
+
+    fn give_back(&mut self, mut request: Request, written_bytes: u32) {
+        request.returned = true;
+        if let Some(busy) = self.busy.get_mut(usize::from(request.head)) {
+            *busy = false;
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let mut chain = std::mem::take(&mut request.chain);
+        chain.clear();
+        self.spare.push(chain);
+        if self.broken.is_none() {
+            self.ring.push_used(request.head, written_bytes);
+        }
+    }
+
+    /// Publishes what was given back since the last flush, and interrupts the driver if it wants that.
+    pub fn flush(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.used == 0 && batch.malformed == 0 {
+            return;
+        }
+        if self.broken.is_none() && self.ring.publish() {
+            self.setup.call.raise();
+            add(&self.setup.stats.interrupts, 1);
+        }
+        add(&self.setup.stats.requests, batch.used);
+        add(&self.setup.stats.bytes, batch.bytes);
+        add(&self.setup.stats.malformed, batch.malformed);
+    }
+
+    fn break_ring(&mut self, error: RingError) {
+        add(&self.setup.stats.broken, 1);
+        tracing::warn!(queue = self.setup.index, %error, "Ring broken by its driver; it stays stopped until it is set up again");
+        self.broken = Some(error);
+        self.setup.error.raise();
+    }
+
+    /// Requests taken and not given back.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// Why the ring is broken, if it is.
+    pub fn broken(&self) -> Option<RingError> {
+        self.broken
+    }
+
+    /// Asks for a turn although the driver may not notify: a device calls it when it can go on.
+    pub fn wake(&mut self) {
+        self.woken = true;
+    }
+
+    pub(crate) fn is_woken(&self) -> bool {
+        self.woken
+    }
+
+    pub(crate) fn take_woken(&mut self) -> bool {
+        std::mem::take(&mut self.woken)
+    }
+
+    /// Begins a turn: a fresh budget, and no notifications while we look anyway.
+    pub(crate) fn begin_turn(&mut self) {
+        self.budget = TURN_BUDGET;
+        if self.broken.is_none() {
+            self.ring.disarm();
+        }
+    }
+
+    /// Ends a turn. `true`: another one is due, because this one used up its budget or because more came while
+    /// the driver was asked to notify again. A handler that did not drain the ring wants no notification.
+    pub(crate) fn end_turn(&mut self, drained: bool) -> bool {
+        self.broken.is_none() && drained && (self.budget == 0 || self.ring.arm())
+    }
+
+    pub(crate) fn set_call(&mut self, call: Signal) {
+        self.setup.call = call;
+    }
+
+    /// Where the ring is to go on after a stop.
+    pub(crate) fn base(&self) -> u16 {
+        self.ring.base()
+    }
+
+    /// Interrupts unconditionally: whoever starts a ring may have missed a call before.
+    pub(crate) fn raise_call(&self) {
+        self.setup.call.raise();
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if self.in_flight > 0 {
+            tracing::error!(
+                queue = self.setup.index,
+                in_flight = self.in_flight,
+                "Queue dropped with requests in flight"
+            );
+            // Their segments point into this memory: it stays mapped rather than becoming somebody else's.
+            let _leaked = Arc::into_raw(Arc::clone(&self.memory));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

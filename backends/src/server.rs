@@ -1,0 +1,303 @@
+//! The control thread: accepts a front-end, feeds its messages to a session, and carries out the effects.
+//!
+//! In: a listening or connected socket. Out: rings that workers serve. One front-end is served at a time;
+//! others wait in the listener's backlog. Promises: a message that stops half-way, or an answer that is not
+//! taken, ends the connection after a deadline; a connection that ends for any reason leaves workers, memory
+//! and descriptors as they were before it; SIGTERM and SIGINT end the daemon after what is in flight.
+//! Refuses: a protocol violation, by a non-zero ack if one was asked for, else by hanging up where the
+//! request has an answer that we cannot give.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::device::Device;
+use crate::engine::EngineKind;
+use crate::memory::{Memory, MemoryError};
+use crate::notify::Signal;
+use crate::proto::transport::MESSAGE_DEADLINE;
+use crate::proto::wire::{DecodeError, Header};
+use crate::proto::{Connection, Frame, MemoryRegion, ProtocolFeatures, Reply, Request, TransportError};
+use crate::queue::{Queue, QueueSetup};
+use crate::ring::split::{Layout, SplitRing};
+use crate::session::{Host, Offer, Refusal, RingStart, Session};
+use crate::stats::QueueStats;
+use crate::worker::Workers;
+
+/// Ring and transport features of every daemon.
+const COMMON_FEATURES: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1
+    | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+const PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::MQ
+    .union(ProtocolFeatures::REPLY_ACK)
+    .union(ProtocolFeatures::CONFIG)
+    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+/// How long a front-end waits for a ring to drain before we hang up on it: host I/O may be slow.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the daemon's end waits for it.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where front-ends come from.
+#[derive(Debug)]
+pub enum Endpoint {
+    /// Each connection is one front-end, one after the other.
+    Listening(UnixListener),
+    /// The only front-end; when it goes the daemon ends.
+    Connected(UnixStream),
+}
+
+/// A daemon that serves one device.
+pub struct Server<D: Device> {
+    device: Arc<D>,
+    workers: Workers<D>,
+    memory: Arc<Memory>,
+    stats: Vec<Arc<QueueStats>>,
+    patience: Duration,
+}
+
+/// Why a connection ended, if it was not the front-end's wish.
+#[derive(Debug, thiserror::Error)]
+enum Hangup {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error("{0}")]
+    Decode(DecodeError),
+    #[error("the daemon was asked to end")]
+    Asked,
+}
+
+impl<D: Device> Server<D> {
+    /// A server for `device`; nothing runs yet.
+    pub fn new(device: D, engine: EngineKind) -> Server<D> {
+        let device = Arc::new(device);
+        let stats = (0..device.queues()).map(|_| Arc::default()).collect();
+        let workers = Workers::new(Arc::clone(&device), engine);
+        Server { device, workers, memory: Arc::default(), stats, patience: DRAIN_PATIENCE }
+    }
+
+    /// Counters, by queue.
+    pub fn stats(&self) -> &[Arc<QueueStats>] {
+        &self.stats
+    }
+
+    /// Serves front-ends until `end` becomes readable or the only connection is over.
+    ///
+    /// # Errors
+    /// The listener itself fails.
+    pub fn serve(&mut self, endpoint: Endpoint, end: BorrowedFd<'_>) -> io::Result<()> {
+        match endpoint {
+            Endpoint::Connected(stream) => {
+                self.serve_front_end(stream, end);
+            }
+            Endpoint::Listening(listener) => {
+                listener.set_nonblocking(true)?;
+                while wait(listener.as_fd(), end, None)? == Wake::Ready {
+                    if let Some(stream) = accept(&listener)?
+                        && self.serve_front_end(stream, end)
+                    {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One connection, from first to last message. `true`: the daemon was asked to end.
+    fn serve_front_end(&mut self, stream: UnixStream, end: BorrowedFd<'_>) -> bool {
+        tracing::info!("Front-end connected");
+        let mut session = Session::new(self.offer());
+        let over = match Connection::new(stream) {
+            Ok(mut connection) => self.converse(&mut session, &mut connection, end),
+            Err(error) => error.into(),
+        };
+        let asked = matches!(over, Hangup::Asked);
+        if asked {
+            self.patience = EXIT_PATIENCE;
+        }
+        session.close(self);
+        self.memory = Arc::default();
+        tracing::info!(reason = %over, "Front-end disconnected");
+        asked
+    }
+
+    fn converse(
+        &mut self,
+        session: &mut Session,
+        connection: &mut Connection,
+        end: BorrowedFd<'_>,
+    ) -> Hangup {
+        loop {
+            let deadline = connection.partial_since().map(|since| since + MESSAGE_DEADLINE);
+            match wait(connection.as_fd(), end, deadline) {
+                Ok(Wake::Ready) => {}
+                Ok(Wake::End) => return Hangup::Asked,
+                Ok(Wake::Late) => return TransportError::Deadline.into(),
+                Err(error) => return TransportError::Socket(error).into(),
+            }
+            match connection.try_recv() {
+                Ok(None) => {}
+                Ok(Some(frame)) => {
+                    if let Err(over) = self.answer(session, connection, frame) {
+                        return over;
+                    }
+                }
+                Err(over) => return over.into(),
+            }
+        }
+    }
+
+    /// Handles one message and sends what it is answered with.
+    fn answer(
+        &mut self,
+        session: &mut Session,
+        connection: &mut Connection,
+        frame: Frame,
+    ) -> Result<(), Hangup> {
+        let Frame { header, payload, fds } = frame;
+        let wants_ack = header.needs_reply() && session.reply_ack();
+        let request = match Request::decode(header, &payload, fds.len()) {
+            Ok(request) => request,
+            Err(error) => {
+                tracing::warn!(%error, "Message refused");
+                drop(fds);
+                // Not knowing the request we cannot know whether it waits for an answer.
+                return if wants_ack {
+                    send(connection, header, &Reply::U64(1))
+                } else {
+                    Err(Hangup::Decode(error))
+                };
+            }
+        };
+        let answered = request.code().rule().answered;
+        match session.handle(request, fds, self) {
+            Ok(Some(reply)) => send(connection, header, &reply),
+            Ok(None) if wants_ack => send(connection, header, &Reply::U64(0)),
+            Ok(None) => Ok(()),
+            Err(refusal @ Refusal::Drain(_)) => Err(Hangup::Refused(refusal)),
+            Err(refusal) => {
+                tracing::warn!(%refusal, "Message refused");
+                match (wants_ack, answered) {
+                    (true, _) => send(connection, header, &Reply::U64(1)),
+                    (false, true) => Err(Hangup::Refused(refusal)),
+                    (false, false) => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn offer(&self) -> Offer {
+        Offer {
+            features: self.device.features() | COMMON_FEATURES,
+            protocol: PROTOCOL_FEATURES,
+            queues: self.device.queues(),
+        }
+    }
+}
+
+/// Effects of messages on this daemon.
+impl<D: Device> Host for Server<D> {
+    fn set_memory(&mut self, table: Vec<(MemoryRegion, OwnedFd)>) -> Result<(), MemoryError> {
+        self.memory = Arc::new(Memory::map(table)?);
+        Ok(())
+    }
+
+    fn add_memory(&mut self, region: MemoryRegion, fd: OwnedFd) -> Result<(), MemoryError> {
+        self.memory = Arc::new(self.memory.with(region, fd)?);
+        Ok(())
+    }
+
+    fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), MemoryError> {
+        self.memory = Arc::new(self.memory.without(region)?);
+        Ok(())
+    }
+
+    fn has_memory(&self) -> bool {
+        self.memory.regions() > 0
+    }
+
+    fn ring_fits(&self, layout: &Layout) -> bool {
+        SplitRing::new(&self.memory, layout, 0).is_some()
+    }
+
+    fn start_ring(&mut self, start: RingStart) -> Result<(), Refusal> {
+        let refused = Refusal::RingAddress(u32::from(start.index));
+        let ring = SplitRing::new(&self.memory, &start.layout, start.base).ok_or(refused)?;
+        let stats = self.stats.get(usize::from(start.index)).cloned().unwrap_or_default();
+        let setup = QueueSetup {
+            index: start.index,
+            features: start.features,
+            max_chain_bytes: self.device.max_chain_bytes(),
+            call: start.call,
+            error: start.error,
+            stats,
+        };
+        let queue = Queue::new(ring, Arc::clone(&self.memory), setup);
+        self.workers.start(queue, start.kick).map_err(Refusal::Start)
+    }
+
+    fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal> {
+        self.workers.stop(index, self.patience).ok_or(Refusal::Drain(u32::from(index)))
+    }
+
+    fn set_call(&mut self, index: u16, call: Signal) {
+        self.workers.set_call(index, call);
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.device.config()
+    }
+
+    fn set_config(&mut self, offset: usize, data: &[u8]) -> bool {
+        self.device.set_config(offset, data)
+    }
+}
+
+fn send(connection: &mut Connection, to: Header, reply: &Reply) -> Result<(), Hangup> {
+    let payload = reply.payload();
+    let header = Header::reply(to.request, payload.len());
+    Ok(connection.send(header, &payload, &[], Instant::now() + MESSAGE_DEADLINE)?)
+}
+
+/// A connection that went away before it was accepted, or for which there is no descriptor now, is no error.
+fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
+    match listener.accept() {
+        Ok((stream, _)) => Ok(Some(stream)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
+            Ok(None)
+        }
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// What ended a wait.
+#[derive(Debug, PartialEq, Eq)]
+enum Wake {
+    Ready,
+    End,
+    Late,
+}
+
+/// Waits until `fd` is readable, `end` is, or the deadline has passed.
+fn wait(fd: BorrowedFd<'_>, end: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<Wake> {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = [PollFd::new(&end, PollFlags::IN), PollFd::new(&fd, PollFlags::IN)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => return Ok(Wake::Late),
+            Ok(_) if !fds[0].revents().is_empty() => return Ok(Wake::End),
+            Ok(_) => return Ok(Wake::Ready),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}

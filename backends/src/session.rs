@@ -1,0 +1,464 @@
+//! One vhost-user session: (state, message, descriptors) to (state, answer, effects).
+//!
+//! In: decoded requests. Out: an answer, or a [`Refusal`] that says which rule was broken; and effects on
+//! memory and rings, through the small trait [`Host`]. No I/O happens here, so the whole behaviour is tested
+//! by tables. Promises: a refused request leaves the state as it was; a ring is handed to a worker when, and
+//! only when, it is complete (memory, size, addresses, kick) and enabled, whatever the order of messages; a
+//! kick that came before that is not lost, since its eventfd keeps it. Refuses: features that were not
+//! offered, changes of a running ring, queues that do not exist, messages of protocol features that were not
+//! negotiated.
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use thiserror::Error;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
+use crate::memory::{MAX_SLOTS, MemoryError};
+use crate::notify::Signal;
+use crate::proto::wire::F_PROTOCOL_FEATURES;
+use crate::proto::{Code, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr};
+use crate::ring::split::Layout;
+
+/// Longest queue: what QEMU and Linux use at most. It bounds what a guest can make a queue hold.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// Which rule a request broke. The session goes on as if it had not come.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum Refusal {
+    /// Bits that were not offered.
+    #[error("Features {0:#x} were not offered")]
+    Features(u64),
+    /// Features change while rings run.
+    #[error("Features cannot change while rings are running")]
+    Running,
+    /// A message of a protocol feature that was not negotiated.
+    #[error("{0:?} needs a protocol feature that was not negotiated")]
+    NotNegotiated(Code),
+    /// A queue the device does not have.
+    #[error("Queue {index} of {queues}")]
+    NoQueue { index: u32, queues: usize },
+    /// A queue size that is 0, no power of two, or too large (virtio 1.3 §2.7).
+    #[error("Queue size {0} is not a power of two of at most {MAX_QUEUE_SIZE}")]
+    Size(u32),
+    /// A base that is no 16-bit index.
+    #[error("Ring base {0:#x} is not a 16-bit index")]
+    Base(u32),
+    /// Something that a running ring does not allow.
+    #[error("Queue {index} is running, {code:?} must wait until it is stopped")]
+    RingRunning { index: u32, code: Code },
+    /// Ring addresses that are unaligned or not wholly in one memory region.
+    #[error("Ring of queue {0} is not aligned within one memory region")]
+    RingAddress(u32),
+    /// A kick without a descriptor asks us to poll the ring, which we do not.
+    #[error("Queue {0} has no kick descriptor")]
+    Polled(u8),
+    /// Memory was refused.
+    #[error("Memory refused: {0}")]
+    Memory(#[from] MemoryError),
+    /// Configuration space that is not there or not writable.
+    #[error("Configuration bytes {offset}+{size} cannot be accessed")]
+    Config { offset: u32, size: usize },
+    /// A host error while a ring began.
+    #[error("Queue cannot be started: {0}")]
+    Start(std::io::Error),
+    /// A ring did not come to rest in time; nothing sensible can be answered any more.
+    #[error("Queue {0} did not drain in time")]
+    Drain(u32),
+}
+
+/// A ring that is to be served.
+#[derive(Debug)]
+pub struct RingStart {
+    /// Queue.
+    pub index: u16,
+    /// Where it is.
+    pub layout: Layout,
+    /// Next available entry.
+    pub base: u16,
+    /// Features agreed on.
+    pub features: u64,
+    /// Driver to device.
+    pub kick: Arc<OwnedFd>,
+    /// Device to driver.
+    pub call: Signal,
+    /// Raised when the driver breaks the ring.
+    pub error: Signal,
+}
+
+/// Effects of a session on the rest of the daemon.
+pub trait Host {
+    /// Replaces all memory. No ring is running.
+    ///
+    /// # Errors
+    /// The table is refused; the old memory stays.
+    fn set_memory(&mut self, table: Vec<(MemoryRegion, OwnedFd)>) -> Result<(), MemoryError>;
+    /// Adds a region.
+    ///
+    /// # Errors
+    /// The region is refused.
+    fn add_memory(&mut self, region: MemoryRegion, fd: OwnedFd) -> Result<(), MemoryError>;
+    /// Removes a region. No ring is running.
+    ///
+    /// # Errors
+    /// There is no such region.
+    fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), MemoryError>;
+    /// Any memory at all.
+    fn has_memory(&self) -> bool;
+    /// The ring lies aligned in memory.
+    fn ring_fits(&self, layout: &Layout) -> bool;
+    /// Begins to serve a ring.
+    ///
+    /// # Errors
+    /// The host refuses.
+    fn start_ring(&mut self, ring: RingStart) -> Result<(), Refusal>;
+    /// Stops a ring and waits until nothing of it is in flight; the base to go on from.
+    ///
+    /// # Errors
+    /// [`Refusal::Drain`]
+    fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal>;
+    /// Gives a running ring another call eventfd.
+    fn set_call(&mut self, index: u16, call: Signal);
+    /// The configuration space.
+    fn config(&self) -> Vec<u8>;
+    /// A driver's write to it; `false` refuses.
+    fn set_config(&mut self, offset: usize, data: &[u8]) -> bool;
+}
+
+/// What a device offers to every session.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Device and ring features.
+    pub features: u64,
+    /// Protocol features.
+    pub protocol: ProtocolFeatures,
+    /// Virtqueues.
+    pub queues: u16,
+}
+
+/// The state of one connection.
+#[derive(Debug)]
+pub struct Session {
+    offer: Offer,
+    features: u64,
+    protocol: ProtocolFeatures,
+    rings: Vec<Ring>,
+}
+
+/// A ring as the messages described it so far.
+#[derive(Debug, Default)]
+struct Ring {
+    state: RingState,
+    size: Option<u16>,
+    addr: Option<VringAddr>,
+    base: u16,
+    kick: Option<Arc<OwnedFd>>,
+    call: Signal,
+    error: Signal,
+    /// SET_VRING_ENABLE; until it comes the negotiated features decide.
+    enabled: Option<bool>,
+}
+
+/// Who has the ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum RingState {
+    /// This session: nothing touches its memory.
+    #[default]
+    Stopped,
+    /// A worker.
+    Running,
+}
+
+type Answer = Result<Option<Reply>, Refusal>;
+
+impl Session {
+    /// A session in which nothing has been said yet.
+    pub fn new(offer: Offer) -> Session {
+        let rings = (0..offer.queues).map(|_| Ring::default()).collect();
+        Session { offer, features: 0, protocol: ProtocolFeatures::empty(), rings }
+    }
+
+    /// Whether acks may be asked for.
+    pub fn reply_ack(&self) -> bool {
+        self.protocol.contains(ProtocolFeatures::REPLY_ACK)
+    }
+
+    /// Takes one request.
+    ///
+    /// # Errors
+    /// A [`Refusal`] leaves the session as it was, except [`Refusal::Drain`], which ends it.
+    pub fn handle(&mut self, request: Request, fds: Vec<OwnedFd>, host: &mut impl Host) -> Answer {
+        let code = request.code();
+        if !self.protocol.contains(code.rule().needs) {
+            return Err(Refusal::NotNegotiated(code));
+        }
+        let mut fds = fds.into_iter();
+        match request {
+            Request::GetFeatures => value(self.offer.features | F_PROTOCOL_FEATURES),
+            Request::SetFeatures(bits) => self.set_features(bits, host),
+            // The text leaves RESET_OWNER to be ignored, and an owner is whoever holds the connection.
+            Request::SetOwner | Request::ResetOwner => Ok(None),
+            Request::GetProtocolFeatures => value(self.offer.protocol.bits()),
+            Request::SetProtocolFeatures(bits) => self.set_protocol_features(bits),
+            Request::GetQueueNum => value(u64::from(self.offer.queues)),
+            Request::GetMaxMemSlots => value(u64::try_from(MAX_SLOTS).unwrap_or(u64::MAX)),
+            Request::SetMemTable(regions) => {
+                self.with_rings_stopped(host, |host| host.set_memory(regions.into_iter().zip(fds).collect()))
+            }
+            Request::AddMemReg(region) => self.add_region(region, fds.next(), host),
+            Request::RemMemReg(region) => self.with_rings_stopped(host, |host| host.remove_memory(region)),
+            Request::SetVringNum { index, num } => self.set_size(index, num),
+            Request::SetVringBase { index, base } => self.set_base(index, base),
+            Request::SetVringAddr(addr) => self.set_address(addr, host),
+            Request::GetVringBase { index } => self.get_base(index, host),
+            Request::SetVringKick(vring) => self.set_kick(vring.index, fds.next(), host),
+            Request::SetVringCall(vring) => self.set_call(vring.index, fds.next(), host),
+            Request::SetVringErr(vring) => {
+                self.stopped(vring.index.into(), code)?.error = Signal::new(fds.next());
+                Ok(None)
+            }
+            Request::SetVringEnable { index, enable } => self.enable(index, enable != 0, host),
+            Request::GetConfig { offset, size } => get_config(offset, size, host),
+            Request::SetConfig { offset, data } => set_config(offset, &data, host),
+        }
+    }
+
+    /// Stops what still runs: the connection is over.
+    pub fn close(&mut self, host: &mut impl Host) {
+        for (index, ring) in (0..).zip(&mut self.rings) {
+            if ring.state == RingState::Running {
+                // A ring that does not drain goes on by itself and keeps its memory.
+                let _ = host.stop_ring(index);
+                ring.state = RingState::Stopped;
+            }
+        }
+    }
+
+    fn set_features(&mut self, bits: u64, host: &mut impl Host) -> Answer {
+        let unknown = bits & !(self.offer.features | F_PROTOCOL_FEATURES);
+        if unknown != 0 {
+            return Err(Refusal::Features(unknown));
+        }
+        if bits != self.features && self.rings.iter().any(|ring| ring.state == RingState::Running) {
+            return Err(Refusal::Running);
+        }
+        self.features = bits;
+        self.reconcile_all(host)
+    }
+
+    fn set_protocol_features(&mut self, bits: u64) -> Answer {
+        let features = ProtocolFeatures::from_bits_retain(bits);
+        if !self.offer.protocol.contains(features) {
+            return Err(Refusal::Features(features.difference(self.offer.protocol).bits()));
+        }
+        self.protocol = features;
+        Ok(None)
+    }
+
+    /// Memory changes under no running ring: they stop, and go on where they were.
+    fn with_rings_stopped<H: Host>(
+        &mut self,
+        host: &mut H,
+        change: impl FnOnce(&mut H) -> Result<(), MemoryError>,
+    ) -> Answer {
+        for (index, ring) in (0..).zip(&mut self.rings) {
+            if ring.state == RingState::Running {
+                ring.base = host.stop_ring(index)?;
+                ring.state = RingState::Stopped;
+            }
+        }
+        let changed = change(host);
+        self.reconcile_all(host)?;
+        changed.map(|()| None).map_err(Refusal::from)
+    }
+
+    /// Adding needs no stop: running queues see the new memory when they are told, so they are restarted too.
+    fn add_region(&mut self, region: MemoryRegion, fd: Option<OwnedFd>, host: &mut impl Host) -> Answer {
+        let Some(fd) = fd else { return Err(MemoryError::Range(region).into()) };
+        self.with_rings_stopped(host, |host| host.add_memory(region, fd))
+    }
+
+    fn set_size(&mut self, index: u32, num: u32) -> Answer {
+        let size = u16::try_from(num).ok().filter(|n| n.is_power_of_two() && *n <= MAX_QUEUE_SIZE);
+        self.stopped(index, Code::SetVringNum)?.size = Some(size.ok_or(Refusal::Size(num))?);
+        Ok(None)
+    }
+
+    fn set_base(&mut self, index: u32, base: u32) -> Answer {
+        let ring = self.stopped(index, Code::SetVringBase)?;
+        ring.base = u16::try_from(base).map_err(|_| Refusal::Base(base))?;
+        Ok(None)
+    }
+
+    /// A running ring takes its own addresses again (migration does that, with another log flag).
+    fn set_address(&mut self, addr: VringAddr, host: &mut impl Host) -> Answer {
+        let (features, index) = (self.features, addr.index);
+        let ring = self.ring(index)?;
+        if ring.state == RingState::Running {
+            let places = |a: &VringAddr| (a.descriptor, a.available, a.used);
+            return match &ring.addr {
+                Some(old) if places(old) == places(&addr) => Ok(None),
+                _ => Err(Refusal::RingRunning { index, code: Code::SetVringAddr }),
+            };
+        }
+        let old = ring.addr.replace(addr);
+        if host.has_memory() && ring.layout(features).is_some_and(|layout| !host.ring_fits(&layout)) {
+            ring.addr = old;
+            return Err(Refusal::RingAddress(index));
+        }
+        self.reconcile(index, host)
+    }
+
+    fn get_base(&mut self, index: u32, host: &mut impl Host) -> Answer {
+        let ring = self.ring(index)?;
+        if ring.state == RingState::Running {
+            ring.base = host.stop_ring(queue_number(index)?)?;
+            ring.state = RingState::Stopped;
+        }
+        ring.kick = None;
+        Ok(Some(Reply::VringState { index, base: u32::from(ring.base) }))
+    }
+
+    fn set_kick(&mut self, index: u8, fd: Option<OwnedFd>, host: &mut impl Host) -> Answer {
+        let fd = fd.ok_or(Refusal::Polled(index))?;
+        let ring = self.ring(index.into())?;
+        if ring.state == RingState::Running {
+            ring.base = host.stop_ring(index.into())?;
+            ring.state = RingState::Stopped;
+        }
+        ring.kick = Some(Arc::new(fd));
+        self.reconcile(index.into(), host)
+    }
+
+    fn set_call(&mut self, index: u8, fd: Option<OwnedFd>, host: &mut impl Host) -> Answer {
+        let ring = self.ring(index.into())?;
+        ring.call = Signal::new(fd);
+        if ring.state == RingState::Running {
+            host.set_call(index.into(), ring.call.clone());
+        }
+        Ok(None)
+    }
+
+    fn enable(&mut self, index: u32, enable: bool, host: &mut impl Host) -> Answer {
+        let ring = self.ring(index)?;
+        let old = ring.enabled.replace(enable);
+        if ring.state == RingState::Running && !enable {
+            ring.base = host.stop_ring(queue_number(index)?)?;
+            ring.state = RingState::Stopped;
+        }
+        self.reconcile(index, host).inspect_err(|_| {
+            if let Ok(ring) = self.ring(index) {
+                ring.enabled = old;
+            }
+        })
+    }
+
+    /// Starts whatever has become complete.
+    fn reconcile_all(&mut self, host: &mut impl Host) -> Answer {
+        for index in 0..u32::from(self.offer.queues) {
+            if let Err(refusal) = self.reconcile(index, host) {
+                // Not the fault of this message: the ring is left out of memory by it, and stays stopped.
+                tracing::warn!(queue = index, %refusal, "Ring cannot go on");
+                self.ring(index)?.error.raise();
+            }
+        }
+        Ok(None)
+    }
+
+    /// Hands the ring to a worker if nothing is missing any more.
+    fn reconcile(&mut self, index: u32, host: &mut impl Host) -> Answer {
+        let features = self.features;
+        let ring = self.ring(index)?;
+        let enabled = ring.enabled.unwrap_or(features & F_PROTOCOL_FEATURES == 0);
+        let (Some(layout), Some(kick)) = (ring.layout(features), &ring.kick) else { return Ok(None) };
+        if !enabled || !host.has_memory() || ring.state == RingState::Running {
+            return Ok(None);
+        }
+        if !host.ring_fits(&layout) {
+            return Err(Refusal::RingAddress(index));
+        }
+        host.start_ring(RingStart {
+            index: queue_number(index)?,
+            layout,
+            base: ring.base,
+            features,
+            kick: Arc::clone(kick),
+            call: ring.call.clone(),
+            error: ring.error.clone(),
+        })?;
+        ring.state = RingState::Running;
+        Ok(None)
+    }
+
+    fn ring(&mut self, index: u32) -> Result<&mut Ring, Refusal> {
+        let queues = self.rings.len();
+        let ring = usize::try_from(index).ok().and_then(|at| self.rings.get_mut(at));
+        ring.ok_or(Refusal::NoQueue { index, queues })
+    }
+
+    fn stopped(&mut self, index: u32, code: Code) -> Result<&mut Ring, Refusal> {
+        let ring = self.ring(index)?;
+        match ring.state {
+            RingState::Stopped => Ok(ring),
+            RingState::Running => Err(Refusal::RingRunning { index, code }),
+        }
+    }
+}
+
+impl Ring {
+    fn layout(&self, features: u64) -> Option<Layout> {
+        let (size, addr) = (self.size?, self.addr.as_ref()?);
+        Some(Layout {
+            size,
+            descriptor: addr.descriptor,
+            available: addr.available,
+            used: addr.used,
+            event_idx: features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
+        })
+    }
+}
+
+fn value(value: u64) -> Answer {
+    Ok(Some(Reply::U64(value)))
+}
+
+/// Queue numbers have 8 bits in kick messages and 32 in others; a device has at most 256.
+fn queue_number(index: u32) -> Result<u16, Refusal> {
+    u16::try_from(index).map_err(|_| Refusal::NoQueue { index, queues: 256 })
+}
+
+/// A range that is not there is answered by an empty payload ("Virtio device config space").
+fn get_config(offset: u32, size: u32, host: &impl Host) -> Answer {
+    let space = host.config();
+    let range = || {
+        let (from, len) = (usize::try_from(offset).ok()?, usize::try_from(size).ok()?);
+        let mut bytes = space.get(from..)?.to_vec();
+        // A front-end may ask for more than the device has (QEMU does): the rest reads as zero.
+        bytes.resize(len, 0);
+        Some(bytes)
+    };
+    Ok(Some(Reply::Config { offset, data: range().unwrap_or_default() }))
+}
+
+fn set_config(offset: u32, data: &[u8], host: &mut impl Host) -> Answer {
+    let refused = Refusal::Config { offset, size: data.len() };
+    let from = usize::try_from(offset).unwrap_or(usize::MAX);
+    let end = from.checked_add(data.len());
+    if end.is_none_or(|end| end > host.config().len()) || !host.set_config(from, data) {
+        return Err(refused);
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,109 @@
+//! The few raw system calls that work on guest memory, made safe.
+//!
+//! A slice over guest memory would promise the compiler that nobody else writes there, so these take
+//! [`Segment`]s and hand the kernel their addresses. Each returns the bytes it moved or the kernel's error,
+//! and is repeated when a signal interrupts it.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+
+use crate::memory::Segment;
+
+/// Most segments of one call (the kernel's UIO_MAXIOV); what is over is left for the next.
+const MAX_SEGMENTS: usize = 1024;
+
+/// Reads a file at `offset` into guest memory.
+///
+/// # Errors
+/// The kernel's.
+pub fn preadv(fd: RawFd, segments: &[Segment], offset: u64) -> Result<u32, Errno> {
+    let (list, count) = list(segments);
+    let offset = i64::try_from(offset).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the list holds segments of mapped guest memory, for the time of the call.
+    repeat(|| unsafe { libc::preadv(fd, list, count, offset) })
+}
+
+/// Writes guest memory to a file at `offset`.
+///
+/// # Errors
+/// The kernel's.
+pub fn pwritev(fd: RawFd, segments: &[Segment], offset: u64) -> Result<u32, Errno> {
+    let (list, count) = list(segments);
+    let offset = i64::try_from(offset).map_err(|_| Errno::INVAL)?;
+    // SAFETY: as in `preadv`.
+    repeat(|| unsafe { libc::pwritev(fd, list, count, offset) })
+}
+
+/// Reads a stream into guest memory.
+///
+/// # Errors
+/// The kernel's; `EAGAIN` when a non-blocking stream has nothing.
+pub fn readv(fd: BorrowedFd<'_>, segments: &[Segment]) -> Result<u32, Errno> {
+    let (list, count) = list(segments);
+    // SAFETY: as in `preadv`.
+    repeat(|| unsafe { libc::readv(fd.as_raw_fd(), list, count) })
+}
+
+/// Writes guest memory to a stream.
+///
+/// # Errors
+/// The kernel's; `EAGAIN` when a non-blocking stream takes nothing.
+pub fn writev(fd: BorrowedFd<'_>, segments: &[Segment]) -> Result<u32, Errno> {
+    let (list, count) = list(segments);
+    // SAFETY: as in `preadv`.
+    repeat(|| unsafe { libc::writev(fd.as_raw_fd(), list, count) })
+}
+
+/// Makes completed writes of a file durable.
+///
+/// # Errors
+/// The kernel's.
+pub fn fdatasync(fd: RawFd) -> Result<u32, Errno> {
+    // SAFETY: no memory is involved.
+    repeat(|| unsafe { libc::fdatasync(fd) } as isize)
+}
+
+/// Fills guest memory with random bytes from the kernel; as many as it gave are returned.
+///
+/// # Errors
+/// The kernel's.
+pub fn getrandom(segment: &Segment) -> Result<u32, Errno> {
+    // SAFETY: the segment is mapped guest memory.
+    repeat(|| unsafe { libc::getrandom(segment.as_ptr().cast(), segment.len(), 0) })
+}
+
+/// Takes over a descriptor that this program was started with, and closes it on exec.
+///
+/// # Errors
+/// `EBADF`: there is no such descriptor.
+pub fn adopt_fd(fd: RawFd) -> Result<OwnedFd, Errno> {
+    if fd < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: only borrowed for the next call, which fails for a descriptor that is not open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
+    // SAFETY: it is open, and a descriptor named on the command line or by systemd is nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn list(segments: &[Segment]) -> (*const libc::iovec, i32) {
+    let count = segments.len().min(MAX_SEGMENTS);
+    // At most 1024.
+    (segments.as_ptr().cast(), i32::try_from(count).unwrap_or(i32::MAX))
+}
+
+fn repeat(mut call: impl FnMut() -> isize) -> Result<u32, Errno> {
+    loop {
+        let result = call();
+        if result >= 0 {
+            return Ok(u32::try_from(result).unwrap_or(u32::MAX));
+        }
+        let error = std::io::Error::last_os_error();
+        match Errno::from_io_error(&error) {
+            Some(Errno::INTR) => {}
+            errno => return Err(errno.unwrap_or(Errno::IO)),
+        }
+    }
+}

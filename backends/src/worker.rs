@@ -1,0 +1,285 @@
+//! Worker threads: one engine, one handler, the queues they serve.
+//!
+//! In: commands from the control thread (start a queue, stop it, another call eventfd). Out: served queues.
+//! A round of a worker is: sleep until something happened; hand completions to the handler; give each queue
+//! that has something to do a bounded turn; publish and interrupt once a queue. Promises: a queue that is
+//! never empty leaves time for the others; a stopped queue's base is answered only when nothing of it is in
+//! flight and nothing will be written to its guest any more; an error of the host or the guest ends no
+//! worker. Refuses nothing: what is wrong was refused by the session before.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::device::{Device, Handler, Io, Queues, SOURCE_BASE, Source, Tagged, Turn};
+use crate::engine::{Engine, EngineKind, Event, Interest, Token};
+use crate::notify::Signal;
+use crate::queue::Queue;
+
+/// Token of the mailbox; kicks have the queue's number.
+const MAILBOX: Token = Token(1 << 30);
+
+/// What the control thread asks of a worker.
+enum Command {
+    Start(Box<Queue>, Arc<OwnedFd>),
+    Stop(u16, SyncSender<u16>),
+    SetCall(u16, Signal),
+    Exit,
+}
+
+/// The workers of a daemon; threads begin when a queue needs them.
+pub struct Workers<D: Device> {
+    device: Arc<D>,
+    engine: EngineKind,
+    threads: Vec<Worker>,
+}
+
+struct Worker {
+    commands: Sender<Command>,
+    bell: Signal,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<D: Device> Workers<D> {
+    /// No worker yet.
+    pub fn new(device: Arc<D>, engine: EngineKind) -> Workers<D> {
+        Workers { device, engine, threads: Vec::new() }
+    }
+
+    /// Serves `queue`, kicked by `kick`.
+    ///
+    /// # Errors
+    /// The worker could not begin.
+    pub fn start(&mut self, queue: Queue, kick: Arc<OwnedFd>) -> io::Result<()> {
+        let at = usize::from(queue.index()).checked_rem(self.device.workers()).unwrap_or(0);
+        while self.threads.len() <= at {
+            self.threads.push(Worker::spawn(Arc::clone(&self.device), self.engine, self.threads.len())?);
+        }
+        if let Some(worker) = self.threads.get(at) {
+            worker.send(Command::Start(Box::new(queue), kick));
+        }
+        Ok(())
+    }
+
+    /// Stops a queue: no new request is taken, what is in flight is waited for. The base to go on from;
+    /// `None` when that took longer than `patience`, and the queue goes on draining by itself.
+    pub fn stop(&self, index: u16, patience: Duration) -> Option<u16> {
+        let (answer, answered) = sync_channel(1);
+        self.of(index)?.send(Command::Stop(index, answer));
+        answered.recv_timeout(patience).ok()
+    }
+
+    /// Gives a running queue another call eventfd.
+    pub fn set_call(&self, index: u16, call: Signal) {
+        if let Some(worker) = self.of(index) {
+            worker.send(Command::SetCall(index, call));
+        }
+    }
+
+    fn of(&self, index: u16) -> Option<&Worker> {
+        self.threads.get(usize::from(index).checked_rem(self.device.workers())?)
+    }
+}
+
+impl Worker {
+    fn spawn<D: Device>(device: Arc<D>, kind: EngineKind, number: usize) -> io::Result<Worker> {
+        let (commands, inbox) = channel();
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let heard = bell.try_clone()?;
+        let (ready, began) = sync_channel(1);
+        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            match Round::new(&*device, kind, inbox, heard) {
+                Ok(mut round) => {
+                    let _ = ready.send(Ok(()));
+                    round.run();
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        })?;
+        began.recv().unwrap_or_else(|_| Err(io::Error::other("the worker ended at once")))?;
+        Ok(Worker { commands, bell: Signal::new(Some(bell)), thread: Some(thread) })
+    }
+
+    fn send(&self, command: Command) {
+        // A worker that is gone is seen by whoever waits for its answer.
+        let _ = self.commands.send(command);
+        self.bell.raise();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.send(Command::Exit);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a worker thread has in hand.
+struct Round<H: Handler> {
+    handler: H,
+    engine: Engine<Tagged<H::Op>>,
+    queues: Queues,
+    /// By queue number, beside `queues`.
+    duties: Vec<Duty>,
+    inbox: Receiver<Command>,
+    bell: OwnedFd,
+    running: bool,
+}
+
+/// What a worker owes a queue.
+#[derive(Default)]
+struct Duty {
+    kick: Option<Arc<OwnedFd>>,
+    /// A turn is due.
+    due: bool,
+    /// Whoever waits for the queue to be stopped.
+    stopping: Option<SyncSender<u16>>,
+}
+
+impl<H: Handler> Round<H> {
+    fn new<D: Device<Handler = H>>(
+        device: &D,
+        kind: EngineKind,
+        inbox: Receiver<Command>,
+        bell: OwnedFd,
+    ) -> io::Result<Self> {
+        let mut engine = Engine::new(kind)?;
+        engine.watch(bell.as_fd(), Interest::Read, MAILBOX)?;
+        let mut handler = device.handler()?;
+        handler.start(&mut Io { engine: &mut engine })?;
+        let queues = Queues::default();
+        Ok(Round { handler, engine, queues, duties: Vec::new(), inbox, bell, running: true })
+    }
+
+    fn run(&mut self) {
+        while self.running {
+            let idle = !self.duties.iter().any(|duty| duty.due) && !self.queues.any_woken();
+            if let Err(error) = self.engine.wait(idle) {
+                tracing::error!(%error, "The engine failed; this worker ends");
+                return;
+            }
+            while let Some(event) = self.engine.event() {
+                self.on_event(event);
+            }
+            for index in 0..self.duties.len() {
+                self.serve(index);
+            }
+        }
+        self.engine.unwatch(self.bell.as_fd(), MAILBOX);
+    }
+
+    fn on_event(&mut self, event: Event<Tagged<H::Op>>) {
+        match event {
+            Event::Ready(MAILBOX) => self.read_mail(),
+            Event::Ready(Token(token)) if token & SOURCE_BASE != 0 => self.on_source(token),
+            Event::Ready(Token(token)) => {
+                if let Some(duty) = self.duties.get_mut(token as usize) {
+                    duty.due = true;
+                }
+            }
+            Event::Deaf(Token(token)) if token & SOURCE_BASE != 0 => self.on_source(token),
+            Event::Deaf(Token(token)) => {
+                tracing::warn!(
+                    queue = token,
+                    "Kick descriptor cannot be polled; the queue will not be served"
+                );
+            }
+            Event::Done(tagged, result) => self.on_done(tagged, result),
+        }
+    }
+
+    fn on_source(&mut self, token: u32) {
+        let source = Source((token & 0xffff).try_into().unwrap_or(u16::MAX));
+        self.handler.ready(source, &mut self.queues, &mut Io { engine: &mut self.engine });
+    }
+
+    fn on_done(&mut self, tagged: Tagged<H::Op>, result: Result<u32, rustix::io::Errno>) {
+        // A queue stays until nothing of it is in flight, so it is there.
+        if let Some(queue) = self.queues.get(tagged.queue) {
+            self.handler.complete(queue, tagged.op, result, &mut Io { engine: &mut self.engine });
+        }
+    }
+
+    fn read_mail(&mut self) {
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Start(queue, kick) => self.start(*queue, kick),
+                Command::Stop(index, answer) => self.stop(index, answer),
+                Command::SetCall(index, call) => {
+                    if let Some(queue) = self.queues.get(index) {
+                        queue.set_call(call);
+                    }
+                }
+                Command::Exit => self.running = false,
+            }
+        }
+    }
+
+    fn start(&mut self, queue: Queue, kick: Arc<OwnedFd>) {
+        let index = queue.index();
+        let at = usize::from(index);
+        if let Err(error) = self.engine.watch(kick.as_fd(), Interest::Read, Token(u32::from(index))) {
+            tracing::warn!(queue = index, %error, "Kick descriptor cannot be polled; the queue will not be served");
+        }
+        if queue.base() != 0 {
+            // Whoever served the ring before may have ended between the used index and the interrupt.
+            queue.raise_call();
+        }
+        if self.duties.len() <= at {
+            self.duties.resize_with(at.saturating_add(1), Duty::default);
+        }
+        self.queues.insert(queue);
+        if let Some(duty) = self.duties.get_mut(at) {
+            *duty = Duty { kick: Some(kick), due: true, stopping: None };
+        }
+    }
+
+    fn stop(&mut self, index: u16, answer: SyncSender<u16>) {
+        let Some(queue) = self.queues.get(index) else { return };
+        self.handler.quiesce(queue);
+        if let Some(duty) = self.duties.get_mut(usize::from(index)) {
+            (duty.due, duty.stopping) = (false, Some(answer));
+        }
+    }
+
+    /// A queue's part of a round: its turn if one is due, then what a batch of completions owes the driver.
+    fn serve(&mut self, at: usize) {
+        let (Some(duty), Ok(index)) = (self.duties.get_mut(at), u16::try_from(at)) else { return };
+        let Some(queue) = self.queues.get(index) else { return };
+        let due = std::mem::take(&mut duty.due) | queue.take_woken();
+        if due && duty.stopping.is_none() && queue.broken().is_none() {
+            queue.begin_turn();
+            let turn = self.handler.process(queue, &mut Io { engine: &mut self.engine });
+            queue.flush();
+            duty.due = queue.end_turn(turn == Turn::Drained);
+        } else {
+            queue.flush();
+        }
+        if duty.stopping.is_some() && queue.in_flight() == 0 {
+            self.finish(index);
+        }
+    }
+
+    /// Nothing is in flight: the queue ends, and whoever waits for it learns where.
+    fn finish(&mut self, index: u16) {
+        let (Some(queue), Some(duty)) = (self.queues.remove(index), self.duties.get_mut(usize::from(index)))
+        else {
+            return;
+        };
+        let Duty { kick, stopping, .. } = std::mem::take(duty);
+        if let Some(kick) = kick {
+            self.engine.unwatch(kick.as_fd(), Token(u32::from(index)));
+        }
+        let base = queue.base();
+        drop(queue);
+        // Whoever asked may have stopped waiting.
+        let _ = stopping.map(|answer| answer.send(base));
+    }
+}

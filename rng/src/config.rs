@@ -1,0 +1,29 @@
+//! Options of `outboard-rng`.
+
+use backends::daemon::{Failure, Program};
+
+use crate::Rng;
+use crate::source::Source;
+
+/// What the command line adds to the options of every daemon.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Where random bytes come from
+    #[arg(long, value_enum, value_name = "NAME", default_value_t)]
+    pub source: Source,
+}
+
+impl Program for Options {
+    type Device = Rng;
+    const NAME: &'static str = "outboard-rng";
+    const TYPE: &'static str = "rng";
+    const ABOUT: &'static str = "vhost-user entropy device: random bytes for one virtual machine";
+    const EXAMPLES: &'static str = "Examples:\n  \
+        outboard-rng --socket-path /run/outboard/vm1/rng.sock\n  \
+        outboard run ... --device rng,socket=/run/outboard/vm1/rng.sock\n  \
+        qemu-system-x86_64 ... -chardev socket,id=rng,path=/run/outboard/vm1/rng.sock -device vhost-user-rng-pci,chardev=rng";
+
+    fn open(self) -> Result<Rng, Failure> {
+        Ok(Rng::new(self.source))
+    }
+}
