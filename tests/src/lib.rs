@@ -1,1 +1,24 @@
-//! tests
+//! Doubles of everything that stands around a daemon: the guest, the front-end, the process it runs in.
+//!
+//! ```text
+//!  guest::{rng, blk, console}   typed drivers            frontend   plays the VMM on a real socket
+//!  guest::ring                  small verbs over a ring   daemon     starts, watches and ends the process
+//!  guest::raw                   the same memory, lying    machine    the three joined: one call to a running device
+//!  guest::memory                RAM in memfds             event, wait, random
+//!  vmm                          `outboard run` as a process  metal     the bare-metal guest it runs
+//! ```
+//!
+//! Unit tests, scenarios, fuzzers and benches all use these. Whatever the other side may do wrong comes back
+//! as an error value with a deadline behind it; a mistake of the test itself (an address outside the guest's
+//! RAM, a ring filled over its size) panics with a sentence. Nothing here sleeps: every wait is for an event.
+#![forbid(unsafe_code)]
+
+pub mod daemon;
+pub mod event;
+pub mod frontend;
+pub mod guest;
+pub mod machine;
+pub mod metal;
+pub mod random;
+pub mod vmm;
+pub mod wait;

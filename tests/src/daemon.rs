@@ -1,0 +1,394 @@
+//! A daemon of the workspace as a process: found, built if need be, started, watched, ended.
+//!
+//! In: a binary's name and options. Out: a running child with a temporary directory of its own for its socket
+//! and its output, its counts from /proc, and its end. A child never outlives its [`Daemon`], nor the thread
+//! that started it (PR_SET_PDEATHSIG, set by `setpriv`). Listening is seen by inotify and /proc/net/unix,
+//! without a connection that the daemon would have to serve.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use rustix::fs::inotify;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use tempfile::TempDir;
+use thiserror::Error;
+
+mod binary;
+
+pub use binary::binary;
+
+use crate::wait;
+
+/// Descriptor number under which [`Launch::pass`] hands over its socket: the first one after standard error.
+pub const PASSED_FD: i32 = 3;
+/// What stands before the program: the socket moves from standard input to descriptor 3.
+const HANDOVER: &str = r#"exec 3<&0 </dev/null; export LISTEN_PID=$$; exec "$@""#;
+/// `__SO_ACCEPTCON` in the flags column of /proc/net/unix.
+const ACCEPTING: u32 = 1 << 16;
+
+/// Why a daemon does not listen.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// It ended instead.
+    #[error("It ended with {0}")]
+    Ended(Exit),
+    /// It runs but does not listen.
+    #[error("It does not listen on {0} within the deadline")]
+    Deadline(PathBuf),
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code, if it ended by itself.
+    pub code: Option<i32>,
+    /// Signal, if one ended it.
+    pub signal: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "code {:?}, signal {:?}: {}", self.code, self.signal, self.stderr.trim())
+    }
+}
+
+/// Resources of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Open descriptors.
+    pub fds: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Mappings.
+    pub maps: usize,
+    /// Resident memory in KiB.
+    pub rss_kib: u64,
+}
+
+/// A program about to be started.
+#[derive(Debug)]
+pub struct Launch {
+    program: PathBuf,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    dir: TempDir,
+    passed: Option<OwnedFd>,
+}
+
+impl Launch {
+    /// The workspace's binary of this name, with a temporary directory of its own.
+    ///
+    /// # Panics
+    /// It cannot be built, or there is no room for the directory.
+    pub fn new(name: &str) -> Launch {
+        let dir = tempfile::Builder::new().prefix("outboard-").tempdir();
+        let dir = dir.unwrap_or_else(|e| panic!("temporary directory: {e}"));
+        Launch { program: binary(name), args: Vec::new(), env: Vec::new(), dir, passed: None }
+    }
+
+    /// Its directory, which lives as long as the daemon.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where [`Launch::serve`] makes it listen.
+    pub fn socket(&self) -> PathBuf {
+        self.dir().join("vhost.sock")
+    }
+
+    /// Adds options.
+    pub fn args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Launch {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets a variable of its environment.
+    pub fn env(mut self, name: &str, value: &str) -> Launch {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Hands over a socket as descriptor [`PASSED_FD`].
+    pub fn pass(mut self, fd: impl Into<OwnedFd>) -> Launch {
+        self.passed = Some(fd.into());
+        self
+    }
+
+    /// Hands over a listening socket as systemd does, under this name (LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID).
+    pub fn activate(self, fd: impl Into<OwnedFd>, name: &str) -> Launch {
+        self.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", name).pass(fd)
+    }
+
+    /// Starts it with `--socket-path` in its directory and returns when it listens there.
+    ///
+    /// # Errors
+    /// It ends or does not listen.
+    pub fn serve(self) -> Result<Daemon, DaemonError> {
+        let socket = self.socket();
+        let daemon = self.args(["--socket-path".to_owned(), socket.display().to_string()]).start();
+        daemon.wait_listening(&socket)
+    }
+
+    /// Starts it.
+    ///
+    /// # Panics
+    /// The host cannot start a process.
+    pub fn start(mut self) -> Daemon {
+        let passed = self.passed.take();
+        let mut command = self.command(passed.is_some());
+        command.args(&self.args).envs(self.env.clone()).current_dir(self.dir());
+        command.stdin(passed.map_or_else(Stdio::null, Stdio::from));
+        command.stdout(self.output("stdout")).stderr(self.output("stderr"));
+        let child = command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", self.program.display()));
+        Daemon { child, socket: self.socket(), dir: self.dir }
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    /// It does not end within the deadline.
+    pub fn run(self) -> Exit {
+        self.start().wait_exit()
+    }
+
+    fn command(&self, handover: bool) -> Command {
+        let (shell, pdeathsig) = (["sh", "-c", HANDOVER, "sh"], ["setpriv", "--pdeathsig", "KILL", "--"]);
+        let before = if handover { &shell[..] } else { &[] };
+        let mut words = before.iter().chain(&pdeathsig);
+        let mut command = Command::new(words.next().unwrap_or(&"sh"));
+        command.args(words).arg(&self.program);
+        command
+    }
+
+    fn output(&self, name: &str) -> Stdio {
+        let file = File::create(self.dir().join(name));
+        file.unwrap_or_else(|e| panic!("create {name}: {e}")).into()
+    }
+}
+
+/// A running program; ended when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    socket: PathBuf,
+    dir: TempDir,
+}
+
+impl Daemon {
+    /// The socket of [`Launch::serve`].
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote to standard error so far.
+    pub fn stderr(&self) -> String {
+        self.text("stderr")
+    }
+
+    /// Returns when it listens on `socket`.
+    ///
+    /// # Errors
+    /// It ends or does not listen.
+    ///
+    /// # Panics
+    /// The host has no inotify or pidfd left.
+    pub fn wait_listening(mut self, socket: &Path) -> Result<Daemon, DaemonError> {
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
+        let watch = watch.unwrap_or_else(|e| panic!("inotify: {e}"));
+        let parent = socket.parent().unwrap_or(Path::new("."));
+        inotify::add_watch(&watch, parent, inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO)
+            .unwrap_or_else(|e| panic!("watch {}: {e}", parent.display()));
+        let (pidfd, until) = (self.pidfd(), wait::deadline());
+        while !listening(socket) {
+            if let Some(status) = self.child.try_wait().unwrap_or_default() {
+                return Err(DaemonError::Ended(self.exit(status)));
+            }
+            // Between bind and listen the file is there and nothing announces the rest: look again at once.
+            let named = socket.exists();
+            let late = !named && !wait::readable(&[watch.as_fd(), pidfd.as_fd()], until);
+            if late || Instant::now() > until {
+                return Err(DaemonError::Deadline(socket.to_owned()));
+            }
+            std::thread::yield_now();
+        }
+        Ok(self)
+    }
+
+    /// Kills it (SIGKILL) and waits until it is gone.
+    pub fn kill9(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Asks it to end (SIGTERM) and waits for that.
+    ///
+    /// # Panics
+    /// It does not end within the deadline.
+    pub fn terminate(self) -> Exit {
+        let _ = kill_process(self.rustix_pid(), Signal::TERM);
+        self.wait_exit()
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Panics
+    /// It does not end within the deadline.
+    pub fn wait_exit(mut self) -> Exit {
+        let ended = wait::one_readable(&self.pidfd(), wait::deadline());
+        assert!(ended, "the program does not end; it said: {}", self.stderr());
+        let status = self.child.wait().unwrap_or_else(|e| panic!("wait for the program: {e}"));
+        self.exit(status)
+    }
+
+    /// It has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Descriptors, threads, mappings and memory at this moment.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn counts(&self) -> Counts {
+        let entries = |name: &str| fs::read_dir(self.proc(name)).map(Iterator::count);
+        let maps = fs::read_to_string(self.proc("maps")).map(|text| text.lines().count());
+        let gone = |e| panic!("process {} is gone: {e}", self.pid());
+        Counts {
+            fds: entries("fd").unwrap_or_else(gone),
+            threads: entries("task").unwrap_or_else(gone),
+            maps: maps.unwrap_or_else(gone),
+            rss_kib: self.rss_kib(),
+        }
+    }
+
+    /// CPU time it has used, in clock ticks (hundredths of a second).
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(self.proc("stat")).unwrap_or_default();
+        // The name in parentheses may hold anything: count fields behind it. utime and stime are 14 and 15.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = fields.get(11..13).map(|two| two.iter().filter_map(|n| n.parse::<u64>().ok()).sum());
+        ticks.unwrap_or_else(|| panic!("process {} is gone", self.pid()))
+    }
+
+    fn rss_kib(&self) -> u64 {
+        let status = fs::read_to_string(self.proc("status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    }
+
+    fn proc(&self, name: &str) -> String {
+        format!("/proc/{}/{name}", self.pid())
+    }
+
+    fn rustix_pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn pidfd(&self) -> OwnedFd {
+        pidfd_open(self.rustix_pid(), PidfdFlags::empty()).unwrap_or_else(|e| panic!("pidfd: {e}"))
+    }
+
+    fn exit(&self, status: ExitStatus) -> Exit {
+        let (stdout, stderr) = (self.text("stdout"), self.text("stderr"));
+        Exit { code: status.code(), signal: status.signal(), stdout, stderr }
+    }
+
+    fn text(&self, name: &str) -> String {
+        let bytes = fs::read(self.dir().join(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill9();
+    }
+}
+
+/// Does a process of this host listen on the socket of that path?
+pub fn listening(path: &Path) -> bool {
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let name = path.display().to_string();
+    table.lines().any(|line| {
+        let mut fields = line.split_whitespace();
+        let flags = fields.nth(3).and_then(|hex| u32::from_str_radix(hex, 16).ok()).unwrap_or(0);
+        flags & ACCEPTING != 0 && fields.nth(3) == Some(&name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    fn shell(script: &str) -> Launch {
+        let dir = TempDir::new().unwrap();
+        let args = vec!["-c".to_owned(), script.to_owned()];
+        Launch { program: "/bin/sh".into(), args, env: Vec::new(), dir, passed: None }
+    }
+
+    #[test]
+    fn a_program_that_ends_is_told_with_code_and_output() {
+        let exit = shell("echo out; echo err >&2; exit 7").run();
+        assert_eq!((exit.code, exit.stdout.trim(), exit.stderr.trim()), (Some(7), "out", "err"));
+    }
+
+    #[test]
+    fn a_socket_is_passed_as_descriptor_three_with_the_right_pid() {
+        let dir = TempDir::new().unwrap();
+        let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+        let exit = shell("test -S /proc/self/fd/3 && test $LISTEN_PID = $$ && test $LISTEN_FDNAMES = x")
+            .activate(listener, "x")
+            .run();
+        assert_eq!(exit.code, Some(0));
+    }
+
+    #[test]
+    fn listening_is_not_the_same_as_bound() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("s");
+        assert!(!listening(&path));
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(listening(&path));
+        drop(listener);
+        assert!(!listening(&path) && path.exists());
+    }
+
+    #[test]
+    fn a_daemon_that_ends_early_is_no_deadline() {
+        let launch = shell("echo no room >&2; exit 1");
+        let socket = launch.socket();
+        let error = launch.start().wait_listening(&socket).unwrap_err();
+        assert!(matches!(error, DaemonError::Ended(exit) if exit.stderr.contains("no room")));
+    }
+
+    #[test]
+    fn a_dropped_daemon_is_gone() {
+        let daemon = shell("exec sleep 1000").start();
+        let pid = daemon.pid();
+        assert_eq!(daemon.counts().threads, 1);
+        drop(daemon);
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+}

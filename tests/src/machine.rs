@@ -1,0 +1,197 @@
+//! A daemon, a front-end and a guest joined: one call to a device that serves.
+//!
+//! [`Device`] says what a scenario must know of a daemon to be the same for all of them: how to start it,
+//! which queue takes requests, a request that must succeed, and how its success looks.
+
+use std::sync::Arc;
+
+use crate::daemon::{Daemon, Launch};
+use crate::frontend::{Frontend, FrontendError, Wants};
+use crate::guest::blk::{Answer, Framing, OK, Request, SECTOR_BYTES};
+use crate::guest::chain::Chain;
+use crate::guest::memory::Ram;
+use crate::guest::ring::{Completion, Ring};
+
+/// RAM of a machine.
+pub const RAM_BYTES: u64 = 16 << 20;
+/// Descriptors of a queue.
+pub const QUEUE_SIZE: u16 = 64;
+/// Sectors of the disk behind [`BLK`].
+pub const DISK_SECTORS: u64 = 2048;
+
+/// A daemon as scenarios see it.
+#[derive(Clone, Copy)]
+pub struct Device {
+    /// Name of the binary.
+    pub binary: &'static str,
+    /// A queue that takes requests.
+    pub queue: u8,
+    /// Virtqueues it has.
+    pub queues: u8,
+    options: fn(Launch) -> Launch,
+    request: fn() -> Chain,
+    accepts: fn(&Completion) -> bool,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.binary)
+    }
+}
+
+/// `outboard-rng`.
+pub const RNG: Device = Device {
+    binary: "outboard-rng",
+    queue: 0,
+    queues: 1,
+    options: |launch| launch,
+    request: || Chain::new().writable(64),
+    accepts: |done| done.len == 64,
+};
+
+/// `outboard-blk` on a disk of [`DISK_SECTORS`] with two queues.
+pub const BLK: Device = Device {
+    binary: "outboard-blk",
+    queue: 0,
+    queues: 2,
+    options: blk_options,
+    request: || Request::read(1, SECTOR_BYTES).chain(&Framing::usual(SECTOR_BYTES)),
+    accepts: |done| Answer::new(done, SECTOR_BYTES).status == Some(OK),
+};
+
+/// `outboard-console` with a socket as its host side; requests go to the transmit queue.
+pub const CONSOLE: Device = Device {
+    binary: "outboard-console",
+    queue: 1,
+    queues: 2,
+    options: |launch| {
+        let path = launch.dir().join("port.sock").display().to_string();
+        launch.args(["--listen".to_owned(), path])
+    },
+    request: || Chain::new().readable(b"hello"),
+    accepts: |done| done.len == 0,
+};
+
+fn blk_options(launch: Launch) -> Launch {
+    let image = launch.dir().join("disk.img");
+    let bytes = DISK_SECTORS * u64::from(SECTOR_BYTES);
+    let made = std::fs::File::create(&image).and_then(|file| file.set_len(bytes));
+    made.unwrap_or_else(|e| panic!("create {}: {e}", image.display()));
+    launch.args(["--image".to_owned(), image.display().to_string(), "--queues".to_owned(), "2".to_owned()])
+}
+
+impl Device {
+    /// The daemon about to be started with the options it needs.
+    pub fn launch(&self) -> Launch {
+        (self.options)(Launch::new(self.binary))
+    }
+
+    /// A request that must succeed.
+    pub fn request(&self) -> Chain {
+        (self.request)()
+    }
+
+    /// The answer to [`Device::request`] is right.
+    pub fn accepts(&self, done: &Completion) -> bool {
+        (self.accepts)(done)
+    }
+
+    /// Starts the daemon and connects a guest with all features and one region of RAM.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn boot(&self) -> Machine {
+        self.boot_with(&Ram::new(RAM_BYTES), Wants::default())
+    }
+
+    /// The same with other RAM and other wishes.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn boot_with(&self, ram: &Arc<Ram>, wants: Wants) -> Machine {
+        let daemon = self.launch().serve().unwrap_or_else(|e| panic!("{}: {e}", self.binary));
+        let frontend = Frontend::session(daemon.socket(), ram, wants);
+        let frontend = frontend.unwrap_or_else(|e| panic!("{}: {e}", self.binary));
+        Machine { device: *self, daemon, frontend, wants }
+    }
+}
+
+/// A guest with one device.
+#[derive(Debug)]
+pub struct Machine {
+    /// What the device is.
+    pub device: Device,
+    /// Its process.
+    pub daemon: Daemon,
+    /// The VMM's end of its socket.
+    pub frontend: Frontend,
+    wants: Wants,
+}
+
+impl Machine {
+    /// The guest's RAM.
+    pub fn ram(&self) -> Arc<Ram> {
+        Arc::clone(self.frontend.ram())
+    }
+
+    /// Starts the request queue with a new ring.
+    ///
+    /// # Errors
+    /// As [`Frontend::start_new`].
+    pub fn start_queue(&mut self) -> Result<Ring, FrontendError> {
+        self.frontend.start_new(self.device.queue, QUEUE_SIZE)
+    }
+
+    /// Hangs up and connects again with a new guest.
+    ///
+    /// # Errors
+    /// As [`Frontend::session`].
+    pub fn reconnect(&mut self) -> Result<(), FrontendError> {
+        // The daemon serves one front-end at a time: the old connection has to end first.
+        let hung_up = Frontend::on(disconnected(), self.frontend.ram())?;
+        drop(std::mem::replace(&mut self.frontend, hung_up));
+        self.frontend = Frontend::session(self.daemon.socket(), &Ram::new(RAM_BYTES), self.wants)?;
+        Ok(())
+    }
+
+    /// A good request on this ring is answered right.
+    ///
+    /// # Panics
+    /// It is not.
+    #[track_caller]
+    pub fn assert_serves(&self, ring: &mut Ring) {
+        let done = ring.run(&self.device.request());
+        let right = done.as_ref().is_ok_and(|done| self.device.accepts(done));
+        assert!(right, "{}: {done:?}; it said: {}", self.device.binary, self.daemon.stderr());
+    }
+
+    /// The queue stops, and serves again on a new ring.
+    ///
+    /// # Panics
+    /// It does not.
+    #[track_caller]
+    pub fn assert_restarts(&mut self) {
+        let ring = self.frontend.stop(self.device.queue).and_then(|_| self.start_queue());
+        let mut ring = ring.unwrap_or_else(|e| panic!("{}: {e}", self.device.binary));
+        self.assert_serves(&mut ring);
+    }
+
+    /// A fresh front-end is served, by the process that was started.
+    ///
+    /// # Panics
+    /// It is not.
+    #[track_caller]
+    pub fn assert_serves_anew(&mut self) {
+        assert!(self.daemon.is_running(), "{} has ended: {}", self.device.binary, self.daemon.stderr());
+        let ring = self.reconnect().and_then(|()| self.start_queue());
+        let mut ring = ring.unwrap_or_else(|e| panic!("{}: {e}", self.device.binary));
+        self.assert_serves(&mut ring);
+    }
+}
+
+/// A socket whose other end is closed.
+fn disconnected() -> std::os::unix::net::UnixStream {
+    let (here, _there) =
+        std::os::unix::net::UnixStream::pair().unwrap_or_else(|e| panic!("socket pair: {e}"));
+    here
+}

@@ -1,0 +1,41 @@
+//! Waiting for descriptors, never for time.
+//!
+//! In: descriptors and a deadline. Out: whether one of them became readable before it.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+/// How long a double waits for anything. Long, because a loaded machine is no failure: only what never
+/// comes reaches it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The moment after which waiting that begins now is given up.
+pub fn deadline() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// Waits until one of `fds` is readable, hung up or failed; `false` when the deadline came first.
+///
+/// # Panics
+/// `poll` refuses the descriptors.
+pub fn readable(fds: &[BorrowedFd<'_>], until: Instant) -> bool {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).ok();
+        let mut set: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        match poll(&mut set, timeout.as_ref()) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(Errno::INTR) => {}
+            Err(errno) => panic!("poll: {errno}"),
+        }
+    }
+}
+
+/// As [`readable`] for one descriptor.
+pub fn one_readable(fd: &impl AsFd, until: Instant) -> bool {
+    readable(&[fd.as_fd()], until)
+}
