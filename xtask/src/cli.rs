@@ -36,11 +36,13 @@ pub enum Command {
 /// Options of `demo`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Builds the programs, fetches Debian's cloud kernel (as a package, not installed), starts outboard-rng, outboard-blk,
-outboard-console and the VMM, and checks in the guest what each of them serves. Where this host's KVM cannot run Linux
-the boot happens on an emulated host (see `cargo xtask kvm-host --help`).
+Builds the programs, fetches Debian's cloud kernel (as a package, not installed), starts
+outboard-rng, outboard-blk, outboard-console and the VMM, and checks in the guest what each of
+them serves. Where this host's KVM cannot run Linux the boot happens on an emulated host (see
+`cargo xtask kvm-host --help`).
 
-The last line is `demo: ok` or `demo: FAILED: reason`; the exit code 0 or 1, 3 when packages are missing.
+The last line is `demo: ok` or `demo: FAILED: reason`; the exit code 0 or 1, 3 when packages
+are missing.
 
 Examples:
   cargo xtask demo
@@ -62,10 +64,12 @@ pub struct Demo {
 /// Options of `kvm-host`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The emulated host (QEMU, no KVM needed) shares this host's file tree; COMMAND finds the same files, directory and
-environment there, with an empty standard input, and TMPDIR in memory. It takes some four seconds to start and end.
+The emulated host (QEMU, no KVM needed) shares this host's file tree; COMMAND finds the same
+files, directory and environment there, with an empty standard input, and TMPDIR in memory. It
+takes some four seconds to start and end.
 
-The exit code is that of COMMAND; 125 when the host itself failed, 3 when packages are missing.
+The exit code is that of COMMAND; 125 when the host itself failed, 3 when packages are
+missing.
 
 Examples:
   cargo xtask kvm-host -- target/debug/outboard check
@@ -88,12 +92,12 @@ pub struct KvmHost {
 /// Options of `test`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Formatting, lints, unit tests, daemons against the doubles, the VMM with the bare-metal guest, QEMU with a Debian guest,
-tests that need a KVM that runs Linux (on an emulated host where this one's does not), and the demo. A step that fails
-does not stop those after it.
+Formatting, lints, unit tests, daemons against the doubles, the VMM with the bare-metal guest,
+QEMU with a Debian guest, tests that need a KVM that runs Linux (on an emulated host where
+this one's does not), and the demo. A step that fails does not stop those after it.
 
-The last line is `N passed, N failed, N skipped`; the exit code 0 or 1, 3 when packages are missing. A skip that
-tests/expected-skips.toml does not list counts as failed.
+The last line is `N passed, N failed, N skipped`; the exit code 0 or 1, 3 when packages are
+missing. A skip that tests/expected-skips.toml does not list counts as failed.
 
 Examples:
   cargo xtask test

@@ -16,6 +16,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::explain::explain;
 use crate::kernel::{self, Flavour, Kernel};
 use crate::qemu::Machine;
 use crate::{initramfs, initramfs::Initramfs, workspace};
@@ -85,7 +86,7 @@ impl Guest {
         self
     }
 
-    /// Runs it to its end and gives all that it wrote.
+    /// Runs it to its end and gives what its script wrote, without what the kernel wrote between.
     pub fn run(&self, limit: Duration) -> Result<String, Error> {
         let scratch = workspace::scratch()?;
         let machine = self.machine(scratch.path())?;
@@ -93,10 +94,10 @@ impl Guest {
         let error = match status {
             Ok(status) if status.success() => None,
             Ok(status) => Some(format!("QEMU failed ({status})")),
-            Err(error) => Some(error.to_string()),
+            Err(error) => Some(explain(&error)),
         };
         match error {
-            None => Ok(String::from_utf8_lossy(&std::fs::read(machine.serial())?).replace('\r', "")),
+            None => Ok(script_lines(&String::from_utf8_lossy(&std::fs::read(machine.serial())?))),
             Some(error) => Err(Error::Qemu { error, last_words: machine.last_words() }),
         }
     }
@@ -111,5 +112,26 @@ impl Guest {
         Ok(Machine::new(&kernel.image, &initrd, MEMORY_MIB, self.cpus, scratch)
             .arguments(&["-object", &memory, "-numa", "node,memdev=memory"])
             .arguments(&devices))
+    }
+}
+
+/// The lines of a serial console that are not the kernel's, which begin with a time: `[    2.210477] reboot: ...`.
+fn script_lines(serial: &str) -> String {
+    let is_kernels = |line: &str| {
+        line.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let lines: Vec<&str> =
+        serial.lines().map(|line| line.trim_end_matches('\r')).filter(|line| !is_kernels(line)).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_says_is_left_out() {
+        let serial = "[    0.5] ACPI: bug\r\n64\r\n[x]\r\n[   12.210477] reboot: Power down\r\n";
+        assert_eq!(script_lines(serial), "64\n[x]");
     }
 }

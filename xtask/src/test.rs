@@ -14,7 +14,7 @@ mod libtest;
 mod metal;
 mod nextest;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -74,8 +74,7 @@ fn tests(cases: &mut Vec<Case>, full: bool, scratch: &Path) -> Vec<Case> {
     let (linux, anywhere): (Vec<_>, Vec<_>) = built.iter().partition(|binary| binary.needs_kvm_linux());
     if !anywhere.is_empty() {
         cases.extend(run_anywhere(&anywhere, full, scratch, &skips));
-        cases
-            .push(step("doc tests", || run_cargo(cargo().args(["test", "--quiet", "--workspace", "--doc"]))));
+        cases.push(step("doc tests", || doc_tests(scratch)));
     }
     if !linux.is_empty() {
         eprintln!("test: tests on a KVM that runs Linux");
@@ -91,6 +90,17 @@ fn run_anywhere(binaries: &[&binaries::Binary], full: bool, scratch: &Path, skip
     }
     eprintln!("test: tests, with cargo-nextest");
     nextest::run(scratch, full, skips).unwrap_or_else(|error| vec![Case::failed("nextest", explain(&error))])
+}
+
+/// libtest has something to say of every crate without a single doc test: shown only when one fails.
+fn doc_tests(scratch: &Path) -> Result<(), String> {
+    let output = scratch.join("doc-tests");
+    let file = File::create(&output).map_err(|error| error.to_string())?;
+    let outcome = run_cargo(cargo().args(["test", "--quiet", "--workspace", "--doc"]).stdout(file));
+    if outcome.is_err() {
+        eprint!("{}", fs::read_to_string(&output).unwrap_or_default());
+    }
+    outcome
 }
 
 /// The demo as a user would run it, but with the build that the tests have just made.
