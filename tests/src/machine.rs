@@ -3,6 +3,7 @@
 //! [`Device`] says what a scenario must know of a daemon to be the same for all of them: how to start it,
 //! which queue takes requests, a request that must succeed, and how its success looks.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use crate::daemon::{Daemon, Launch};
@@ -101,17 +102,18 @@ impl Device {
     /// # Panics
     /// It does not serve.
     pub fn boot(&self) -> Machine {
-        self.boot_with(&Ram::new(RAM_BYTES), Wants::default())
+        self.boot_with(self.launch(), &Ram::new(RAM_BYTES), Wants::default())
     }
 
-    /// The same with other RAM and other wishes.
+    /// The same with other options, other RAM and other wishes.
     ///
     /// # Panics
     /// It does not serve.
-    pub fn boot_with(&self, ram: &Arc<Ram>, wants: Wants) -> Machine {
-        let daemon = self.launch().serve().unwrap_or_else(|e| panic!("{}: {e}", self.binary));
+    pub fn boot_with(&self, launch: Launch, ram: &Arc<Ram>, wants: Wants) -> Machine {
+        let daemon = launch.serve().unwrap_or_else(|e| panic!("{}: {e}", self.binary));
         let frontend = Frontend::session(daemon.socket(), ram, wants);
-        let frontend = frontend.unwrap_or_else(|e| panic!("{}: {e}", self.binary));
+        let frontend =
+            frontend.unwrap_or_else(|e| panic!("{}: {e}; it said: {}", self.binary, daemon.stderr()));
         Machine { device: *self, daemon, frontend, wants }
     }
 }
@@ -147,11 +149,19 @@ impl Machine {
     /// # Errors
     /// As [`Frontend::session`].
     pub fn reconnect(&mut self) -> Result<(), FrontendError> {
-        // The daemon serves one front-end at a time: the old connection has to end first.
-        let hung_up = Frontend::on(disconnected(), self.frontend.ram())?;
-        drop(std::mem::replace(&mut self.frontend, hung_up));
+        self.hang_up();
         self.frontend = Frontend::session(self.daemon.socket(), &Ram::new(RAM_BYTES), self.wants)?;
         Ok(())
+    }
+
+    /// Closes the connection, so that the daemon has time for another front-end.
+    ///
+    /// # Panics
+    /// The host has no sockets left.
+    pub fn hang_up(&mut self) {
+        let (nobody, _) = UnixStream::pair().unwrap_or_else(|e| panic!("socket pair: {e}"));
+        let hung_up = Frontend::on(nobody, self.frontend.ram());
+        self.frontend = hung_up.unwrap_or_else(|e| panic!("socket pair: {e}"));
     }
 
     /// A good request on this ring is answered right.
@@ -187,11 +197,4 @@ impl Machine {
         let mut ring = ring.unwrap_or_else(|e| panic!("{}: {e}", self.device.binary));
         self.assert_serves(&mut ring);
     }
-}
-
-/// A socket whose other end is closed.
-fn disconnected() -> std::os::unix::net::UnixStream {
-    let (here, _there) =
-        std::os::unix::net::UnixStream::pair().unwrap_or_else(|e| panic!("socket pair: {e}"));
-    here
 }

@@ -1,0 +1,178 @@
+//! What every daemon does with its options, its sockets and its signals, shown on `outboard-rng`.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use tests::daemon::{Exit, Launch};
+use tests::frontend::{Frontend, Wants};
+use tests::guest::memory::Ram;
+use tests::guest::rng::Rng;
+use tests::machine::{RAM_BYTES, RNG};
+
+fn launch() -> Launch {
+    Launch::new("outboard-rng")
+}
+
+/// Runs to the end with these options.
+fn run(args: &[&str]) -> Exit {
+    launch().args(args.iter().copied()).run()
+}
+
+/// It ended with this code and one line that holds all of `words`.
+#[track_caller]
+fn assert_refused(exit: &Exit, code: i32, words: &[&str]) {
+    assert_eq!(exit.code, Some(code), "{exit}");
+    assert!(words.iter().all(|word| exit.stderr.contains(word)), "{words:?} in: {}", exit.stderr);
+}
+
+/// A front-end on this socket gets random bytes.
+#[track_caller]
+fn assert_gives_bytes(socket: UnixStream) {
+    let mut frontend = Frontend::on(socket, &Ram::new(RAM_BYTES)).unwrap();
+    frontend.handshake(Wants::default()).unwrap();
+    let mut rng = Rng::new(frontend.start_new(0, 16).unwrap());
+    assert_eq!(rng.fill(32).unwrap().len(), 32);
+}
+
+#[test]
+fn capabilities_are_json_whatever_else_is_said() {
+    for args in [&["--print-capabilities"][..], &["--print-capabilities", "--fd", "77", "--no-such-thing"]] {
+        let exit = run(args);
+        assert_eq!(exit.code, Some(0), "{exit}");
+        let said: serde_json::Value = serde_json::from_str(&exit.stdout).unwrap();
+        assert_eq!(said["type"], "rng");
+        assert!(said["features"].is_array());
+    }
+}
+
+#[test]
+fn a_missing_socket_is_told() {
+    assert_refused(&run(&[]), 2, &["--socket-path", "--fd"]);
+}
+
+#[test]
+fn an_unknown_option_is_told() {
+    assert_refused(&run(&["--no-such-thing"]), 2, &["--no-such-thing"]);
+    assert_refused(&run(&["--engine", "steam", "--fd", "3"]), 2, &["--engine", "steam", "io-uring"]);
+    assert_refused(&run(&["--fd", "x"]), 2, &["--fd", "x"]);
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_told() {
+    let exit = run(&["--socket-path", "/nowhere/at/all/vhost.sock"]);
+    assert_refused(&exit, 1, &["--socket-path", "/nowhere/at/all/vhost.sock", "directory"]);
+}
+
+#[test]
+fn a_path_that_is_too_long_is_told_and_the_longest_is_taken() {
+    let launch = launch();
+    let longest = padded(launch.dir(), 107);
+    let too_long = padded(launch.dir(), 108);
+    let daemon = launch.args(["--socket-path", &longest]).start();
+    let daemon = daemon.wait_listening(Path::new(&longest)).unwrap();
+    assert_gives_bytes(UnixStream::connect(&longest).unwrap());
+    drop(daemon);
+    assert_refused(&run(&["--socket-path", &too_long]), 2, &["--socket-path", &too_long, "107"]);
+}
+
+/// A path in `dir` of exactly this many bytes.
+fn padded(dir: &Path, bytes: usize) -> String {
+    let dir = dir.display().to_string();
+    let name = "s".repeat(bytes - dir.len() - 1);
+    format!("{dir}/{name}")
+}
+
+#[test]
+fn something_that_is_no_socket_is_left_alone() {
+    let launch = launch();
+    let socket = launch.socket();
+    std::fs::write(&socket, "precious").unwrap();
+    let path = socket.display().to_string();
+    let exit = run(&["--socket-path", &path]);
+    assert_refused(&exit, 2, &["--socket-path", &path, "no socket"]);
+    assert_eq!(std::fs::read_to_string(&socket).unwrap(), "precious");
+}
+
+#[test]
+fn a_socket_in_use_is_left_to_its_owner() {
+    let first = launch().serve().unwrap();
+    let path = first.socket().display().to_string();
+    assert_refused(&run(&["--socket-path", &path]), 4, &["--socket-path", &path]);
+    assert_gives_bytes(UnixStream::connect(first.socket()).unwrap());
+}
+
+#[test]
+fn the_socket_of_a_killed_daemon_is_taken_over() {
+    let mut first = launch().serve().unwrap();
+    first.kill9();
+    assert!(first.socket().exists());
+    let path = first.socket().display().to_string();
+    let second = launch().args(["--socket-path", &path]).start().wait_listening(first.socket()).unwrap();
+    assert_gives_bytes(UnixStream::connect(first.socket()).unwrap());
+    drop(second);
+}
+
+#[test]
+fn a_descriptor_that_listens_is_served_again_and_again() {
+    let launch = launch();
+    let path = launch.socket();
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut daemon = launch.pass(listener).args(["--fd", "3"]).start();
+    for _ in 0..3 {
+        assert_gives_bytes(UnixStream::connect(&path).unwrap());
+    }
+    assert!(daemon.is_running());
+    assert_eq!(daemon.terminate().code, Some(0));
+}
+
+#[test]
+fn a_connected_descriptor_is_served_until_it_is_closed() {
+    let (here, there) = UnixStream::pair().unwrap();
+    let daemon = launch().pass(there).args(["--fd", "3"]).start();
+    assert_gives_bytes(here);
+    let exit = daemon.wait_exit();
+    assert_eq!(exit.code, Some(0), "{exit}");
+}
+
+#[test]
+fn a_descriptor_that_is_no_socket_is_told() {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    assert_refused(&launch().pass(file).args(["--fd", "3"]).run(), 2, &["--fd 3", "socket"]);
+    assert_refused(&run(&["--fd", "77"]), 2, &["--fd 77", "socket"]);
+}
+
+#[test]
+fn socket_activation_by_name_and_without() {
+    for name in ["vhost-user", "unknown"] {
+        let launch = launch();
+        let path = launch.socket();
+        let daemon = launch.activate(UnixListener::bind(&path).unwrap(), name).start();
+        assert_gives_bytes(UnixStream::connect(&path).unwrap());
+        assert_eq!(daemon.terminate().code, Some(0));
+    }
+}
+
+#[test]
+fn sockets_passed_to_another_process_are_not_ours() {
+    let exit = launch().env("LISTEN_FDS", "1").env("LISTEN_PID", "1").run();
+    assert_refused(&exit, 2, &["No socket"]);
+}
+
+#[test]
+fn asked_to_end_it_ends_with_zero_and_takes_its_socket_along() {
+    let daemon = launch().serve().unwrap();
+    let path = daemon.socket().to_owned();
+    let exit = daemon.terminate();
+    assert_eq!((exit.code, exit.signal), (Some(0), None), "{exit}");
+    assert!(!path.exists());
+}
+
+#[test]
+fn asked_to_end_while_it_serves_it_ends_too() {
+    let mut machine = RNG.boot();
+    let mut ring = machine.start_queue().unwrap();
+    machine.assert_serves(&mut ring);
+    let (daemon, mut frontend) = (machine.daemon, machine.frontend);
+    assert_eq!(daemon.terminate().code, Some(0));
+    assert!(frontend.hung_up());
+}
