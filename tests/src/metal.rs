@@ -89,7 +89,8 @@ fn target_dir() -> PathBuf {
 /// Waits until nobody else builds; the lock ends with the file.
 fn lock(dir: &Path) -> Result<File, MetalError> {
     let path = dir.join("lock");
-    let failed = |cause: std::io::Error| MetalError::Directory { path: path.clone(), cause: cause.to_string() };
+    let failed =
+        |cause: std::io::Error| MetalError::Directory { path: path.clone(), cause: cause.to_string() };
     fs::create_dir_all(dir).map_err(failed)?;
     let file = File::create(&path).map_err(failed)?;
     file.lock().map_err(failed)?;

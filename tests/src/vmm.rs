@@ -6,13 +6,15 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::mem::MaybeUninit;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::fs::inotify;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -69,7 +71,8 @@ impl Run {
     /// # Panics
     /// The host cannot start a process.
     pub fn start(self) -> Vmm {
-        let stderr = fs::File::create(self.dir().join("stderr")).unwrap_or_else(|e| panic!("create stderr: {e}"));
+        let stderr =
+            fs::File::create(self.dir().join("stderr")).unwrap_or_else(|e| panic!("create stderr: {e}"));
         // `setpriv` becomes the VMM, and has the kernel end it with the thread that started it.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
@@ -118,7 +121,30 @@ impl Vmm {
     /// It does not, within [`wait::PATIENCE`] or before the VMM ends.
     pub fn wait_for(&self, text: &str, times: usize) {
         let heard = self.serial.wait(|said| said.matches(text).count() >= times);
-        assert!(heard, "the guest did not say {text:?} {times} times but: {}\n{}", self.serial.text(), self.stderr());
+        assert!(
+            heard,
+            "the guest did not say {text:?} {times} times but: {}\n{}",
+            self.serial.text(),
+            self.stderr()
+        );
+    }
+
+    /// Waits until the VMM has said `text`.
+    ///
+    /// # Panics
+    /// It does not, within [`wait::PATIENCE`].
+    pub fn wait_for_stderr(&self, text: &str) {
+        let file = self.dir.path().join("stderr");
+        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
+        let watch = watch.unwrap_or_else(|e| panic!("inotify: {e}"));
+        inotify::add_watch(&watch, &file, inotify::WatchFlags::MODIFY)
+            .unwrap_or_else(|e| panic!("watch {}: {e}", file.display()));
+        let until = wait::deadline();
+        while !self.stderr().contains(text) {
+            assert!(wait::one_readable(&watch, until), "the VMM did not say {text:?} but: {}", self.stderr());
+            let mut events = [MaybeUninit::uninit(); 512];
+            while inotify::Reader::new(&watch, &mut events).next().is_ok() {}
+        }
     }
 
     /// Types on the guest's serial line.
@@ -134,6 +160,15 @@ impl Vmm {
     pub fn stderr(&self) -> String {
         let bytes = fs::read(self.dir.path().join("stderr")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Asks it to end (SIGTERM) and waits for that.
+    ///
+    /// # Panics
+    /// It does not end within [`wait::PATIENCE`].
+    pub fn terminate(self) -> Ended {
+        let _gone = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        self.finish()
     }
 
     /// Waits until it ends.

@@ -2,7 +2,8 @@
 //! on the serial port, and powers off.
 //!
 //! `metal=CASE` on the kernel command line names the test (`cases/`); its options stand beside it. A case
-//! that succeeds prints `metal: ok` and powers off; one that fails prints `metal: FAILED: reason` and
+//! that succeeds prints `metal: ok` and powers off (or resets, if the word `then-reset` stands there; with
+//! `wait` it first waits for a byte on the serial port); one that fails prints `metal: FAILED: reason` and
 //! reports a guest panic. The CPU needs no SSE, and no instruction that a software KVM cannot interpret.
 //!
 //! ```text
@@ -43,6 +44,9 @@ extern "C" fn metal_main(start_info: u64) -> ! {
     heap::init(start_info);
     apic::init();
     let machine = cases::Machine::new(start_info);
+    if machine.options.has("wait") {
+        wait_for_host();
+    }
     match cases::run(&machine) {
         Ok(()) => say!("ok"),
         Err(reason) => {
@@ -50,8 +54,19 @@ extern "C" fn metal_main(start_info: u64) -> ! {
             serial::report_panic();
         }
     }
+    if machine.options.has("then-reset") {
+        machine.acpi.reset();
+    }
     machine.acpi.power_off();
     give_up("still here after power-off")
+}
+
+/// Lets the host prepare something: it types a byte when it has.
+fn wait_for_host() {
+    say!("waiting");
+    while serial::read().is_none() {
+        core::hint::spin_loop();
+    }
 }
 
 /// The end of a guest that asked to be stopped. A machine may take a moment for it, but not for ever.

@@ -52,6 +52,7 @@ pub fn run(machine: &Machine) -> Outcome {
     match machine.options.text("metal") {
         Some("hello") => hello(),
         Some("info") => info::run(machine),
+        Some("idle") => stop::idle(),
         Some("reset") => stop::reset(machine),
         Some("panic") => stop::panic(),
         Some("triple") => stop::triple_fault(),

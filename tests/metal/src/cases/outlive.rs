@@ -1,27 +1,30 @@
 //! `metal=outlive`: keeps the entropy device busy until the host types a byte on the serial port.
 //!
-//! The host kills the daemon in between. The guest must go on running whatever the device does: it says
-//! how many answers it got and powers off.
+//! In between the host kills the daemon, or has it lie. The guest must go on running whatever the device
+//! does: it says how many answers it got and what the device status is, and powers off.
 
 use super::{Machine, Outcome, rng::Rng};
 use crate::{say, serial};
-use virtio_drivers::transport::DeviceType;
+use virtio_drivers::transport::{DeviceType, Transport};
+
+/// Answers after which the device counts as working.
+const READY: u64 = 100;
 
 pub fn run(machine: &Machine) -> Outcome {
     let mut rng = Rng::new(machine.virtio(DeviceType::EntropySource, false)?, 64)?;
-    let mut answers = 0u64;
     rng.request()?;
-    loop {
+    say!("outlive started");
+    let mut answers = 0;
+    while rng.has_answer() || serial::read().is_none() {
         if rng.has_answer() {
             rng.take()?;
+            rng.request()?;
             answers += 1;
-            if answers == 100 {
+            if answers == READY {
                 say!("outlive ready");
             }
-            rng.request()?;
-        } else if answers >= 100 && serial::read().is_some() {
-            say!("outlive {answers} answers");
-            return Ok(());
         }
     }
+    say!("outlive {answers} answers, {:?}", rng.transport().get_status());
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! `metal=reset`, `metal=panic`, `metal=triple`: ways for a guest to end other than power-off.
+//! `metal=reset`, `metal=panic`, `metal=triple`: ways for a guest to end other than power-off; and `metal=idle`,
+//! which does not end.
 
 use super::{Machine, Outcome};
 use crate::{apic, cpu, say, serial};
@@ -9,6 +10,12 @@ pub fn reset(machine: &Machine) -> Outcome {
     say!("reset");
     machine.acpi.reset();
     crate::give_up("still here after the reset")
+}
+
+/// Never: the host has to end it.
+pub fn idle() -> Outcome {
+    say!("idle");
+    cpu::halt()
 }
 
 /// By the pvpanic port; a VMM that ignores it sees a CPU that sleeps for ever.
