@@ -5,7 +5,8 @@
 //!  guest::ring                  small verbs over a ring   daemon     starts, watches and ends the process
 //!  guest::raw                   the same memory, lying    machine    the three joined: one call to a running device
 //!  guest::memory                RAM in memfds             event, wait, random
-//!  vmm                          `outboard run` as a process  metal     the bare-metal guest it runs
+//!  vmm, metal                   `outboard run` as a process, and the bare-metal guest it runs
+//!  liar                         a daemon whose answers are wrong
 //! ```
 //!
 //! Unit tests, scenarios, fuzzers and benches all use these. Whatever the other side may do wrong comes back
@@ -17,6 +18,7 @@ pub mod daemon;
 pub mod event;
 pub mod frontend;
 pub mod guest;
+pub mod liar;
 pub mod machine;
 pub mod metal;
 pub mod random;
