@@ -31,3 +31,6 @@ pub mod session;
 pub mod stats;
 pub mod sys;
 pub mod worker;
+
+#[cfg(test)]
+mod testing;

@@ -1,1 +1,118 @@
+use super::*;
+use crate::testing::{memfd, region};
 
+const MIB: u64 = 1 << 20;
+
+fn one(table: MemoryRegion, file_bytes: u64) -> Result<Memory, MemoryError> {
+    Memory::map(vec![(table, memfd(file_bytes))])
+}
+
+#[test]
+fn f09_regions_that_make_no_sense_are_refused() {
+    assert!(matches!(one(region(0, 0, 0, 0), MIB), Err(MemoryError::Range(_))));
+    assert!(matches!(one(region(u64::MAX - 4095, MIB, 0, 0), MIB), Err(MemoryError::Range(_))));
+    assert!(matches!(one(region(0, MIB, u64::MAX - 4095, 0), MIB), Err(MemoryError::Range(_))));
+    assert!(matches!(one(region(0, MIB, 0, u64::MAX - 4095), MIB), Err(MemoryError::Range(_))));
+    assert!(matches!(one(region(0, MIB + 1, 0, 0), MIB), Err(MemoryError::File { .. })));
+    assert!(matches!(one(region(0, MIB, 0, 4096), MIB), Err(MemoryError::File { .. })));
+}
+
+#[test]
+fn f09_a_pipe_is_no_memory() {
+    let (pipe, _other) = rustix::pipe::pipe().unwrap();
+    let refused = Memory::map(vec![(region(0, 4096, 0, 0), pipe)]);
+    assert!(matches!(refused, Err(MemoryError::File { file_bytes: 0, .. })));
+}
+
+#[test]
+fn f09_overlapping_regions_are_refused() {
+    let memory = one(region(MIB, MIB, 16 * MIB, 0), MIB).unwrap();
+    let guest = memory.with(region(MIB + MIB / 2, MIB, 64 * MIB, 0), memfd(MIB));
+    assert!(matches!(guest, Err(MemoryError::Overlap(_))));
+    let user = memory.with(region(32 * MIB, MIB, 16 * MIB + MIB - 1, 0), memfd(MIB));
+    assert!(matches!(user, Err(MemoryError::Overlap(_))));
+    assert_eq!(memory.with(region(2 * MIB, MIB, 17 * MIB, 0), memfd(MIB)).unwrap().regions(), 2);
+}
+
+#[test]
+fn slots_are_bounded() {
+    let memory = (0..509).try_fold(Memory::default(), |memory, at| {
+        memory.with(region(at * MIB, 4096, at * MIB, 0), memfd(4096))
+    });
+    let more = memory.unwrap().with(region(1 << 40, 4096, 1 << 40, 0), memfd(4096));
+    assert!(matches!(more, Err(MemoryError::Slots)));
+}
+
+#[test]
+fn g08_ranges_are_translated_whole_or_not_at_all() {
+    let memory = one(region(MIB, MIB, 0, 0), MIB).unwrap();
+    let translate = |addr, len| memory.translate(addr, len, &mut Vec::new());
+    assert!(translate(MIB, 1 << 20));
+    assert!(translate(2 * MIB - 1, 1));
+    assert!(!translate(2 * MIB - 1, 2));
+    assert!(!translate(MIB - 1, 2));
+    assert!(!translate(2 * MIB, 1));
+    assert!(!translate(u64::MAX, u32::MAX));
+    assert!(!translate(0, u32::MAX));
+}
+
+#[test]
+fn g08_a_range_over_two_adjacent_regions_works() {
+    let first = one(region(MIB, MIB, 0, 0), MIB).unwrap();
+    let memory = first.with(region(2 * MIB, MIB, 64 * MIB, 0), memfd(MIB)).unwrap();
+    let mut segments = Vec::new();
+    assert!(memory.translate(2 * MIB - 100, 300, &mut segments));
+    assert_eq!(segments.iter().map(Segment::len).collect::<Vec<_>>(), [100, 200]);
+    // A failure takes back what it appended, and nothing else.
+    assert!(!memory.translate(3 * MIB - 100, 300, &mut segments));
+    assert_eq!(segments.len(), 2);
+}
+
+#[test]
+fn a_region_can_be_removed_by_its_addresses() {
+    let memory = one(region(MIB, MIB, 16 * MIB, 0), MIB).unwrap();
+    assert!(matches!(memory.without(region(MIB, MIB, 0, 0)), Err(MemoryError::Unknown(_))));
+    assert_eq!(memory.without(region(MIB, MIB, 16 * MIB, 0)).unwrap().regions(), 0);
+}
+
+#[test]
+fn a_region_in_the_middle_of_its_file_maps_there() {
+    let fd = memfd(MIB);
+    let file = std::fs::File::from(fd.try_clone().unwrap());
+    std::os::unix::fs::FileExt::write_all_at(&file, b"here", 4096 + 100).unwrap();
+    let memory = Memory::map(vec![(region(0, 8192, 0, 4096 + 100), fd)]).unwrap();
+    assert_eq!(memory.translate_one(0, 4).unwrap().read::<4>(0), Some(*b"here"));
+}
+
+#[test]
+fn segments_split_at_both_ends() {
+    let memory = one(region(0, MIB, 0, 0), MIB).unwrap();
+    let mut segment = memory.translate_one(0, 10).unwrap();
+    assert_eq!(segment.copy_from(b"0123456789"), 10);
+    let (front, back) = (segment.take_front(3), segment.take_back(2));
+    let text = |s: Segment| {
+        let mut bytes = [0; 16];
+        let count = s.copy_to(&mut bytes);
+        bytes[..count].to_vec()
+    };
+    assert_eq!(
+        (text(front), text(segment), text(back)),
+        (b"012".to_vec(), b"34567".to_vec(), b"89".to_vec())
+    );
+    assert_eq!(segment.take_front(100).len(), 5);
+    assert!(segment.is_empty());
+}
+
+#[test]
+fn ring_areas_are_aligned_and_within_one_region() {
+    let memory = one(region(0, MIB, 4 * MIB, 0), MIB).unwrap();
+    assert!(memory.ring_area(4 * MIB, 1 << 20, 16).is_some());
+    assert!(memory.ring_area(4 * MIB + 8, 64, 16).is_none());
+    assert!(memory.ring_area(5 * MIB - 16, 32, 16).is_none());
+    assert!(memory.ring_area(0, 16, 16).is_none());
+    let area = memory.ring_area(4 * MIB, 16, 16).unwrap();
+    area.store_u16(14, 0xabcd, Ordering::Release);
+    assert_eq!(area.load_u16(14, Ordering::Acquire), Some(0xabcd));
+    assert_eq!(area.load_u16(15, Ordering::Acquire), None);
+    assert_eq!(area.read::<4>(13), None);
+}

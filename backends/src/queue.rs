@@ -147,6 +147,8 @@ impl Queue {
     }
 
     /// Takes the next well-formed request; `None` when there is none, the turn is over or the ring is broken.
+    // The verb of the three that carry a request; not an iterator, since the queue is used between calls.
+    #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<Request> {
         while self.budget > 0 && self.broken.is_none() {
             let head = match self.ring.next() {

@@ -1,1 +1,364 @@
+use std::collections::BTreeMap;
 
+use super::*;
+use crate::proto::VringFd;
+use crate::testing::{memfd, region};
+
+/// Records what a session does to the rest of the daemon.
+#[derive(Default)]
+struct Recorder {
+    regions: usize,
+    running: BTreeMap<u16, RingStart>,
+    starts: usize,
+    refuse_memory: bool,
+    refuse_rings: bool,
+    config: Vec<u8>,
+}
+
+impl Host for Recorder {
+    fn set_memory(&mut self, table: Vec<(MemoryRegion, OwnedFd)>) -> Result<(), MemoryError> {
+        assert!(self.running.is_empty(), "memory changes under no running ring");
+        if self.refuse_memory {
+            return Err(MemoryError::Slots);
+        }
+        self.regions = table.len();
+        Ok(())
+    }
+    fn add_memory(&mut self, _: MemoryRegion, _: OwnedFd) -> Result<(), MemoryError> {
+        self.regions += 1;
+        Ok(())
+    }
+    fn remove_memory(&mut self, _: MemoryRegion) -> Result<(), MemoryError> {
+        assert!(self.running.is_empty(), "memory changes under no running ring");
+        self.regions -= 1;
+        Ok(())
+    }
+    fn has_memory(&self) -> bool {
+        self.regions > 0
+    }
+    fn ring_fits(&self, _: &Layout) -> bool {
+        !self.refuse_rings
+    }
+    fn start_ring(&mut self, ring: RingStart) -> Result<(), Refusal> {
+        self.starts += 1;
+        assert!(self.running.insert(ring.index, ring).is_none(), "a ring has one owner");
+        Ok(())
+    }
+    /// As if one request had been served since the start.
+    fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal> {
+        Ok(self.running.remove(&index).unwrap().base + 1)
+    }
+    fn set_call(&mut self, _: u16, _: Signal) {}
+    fn config(&self) -> Vec<u8> {
+        self.config.clone()
+    }
+    fn set_config(&mut self, offset: usize, data: &[u8]) -> bool {
+        self.config[offset..offset + data.len()].copy_from_slice(data);
+        true
+    }
+}
+
+struct Table {
+    session: Session,
+    host: Recorder,
+}
+
+const OFFERED: u64 = 1 << 32 | 1 << 5;
+
+fn table() -> Table {
+    let offer = Offer { features: OFFERED, protocol: ProtocolFeatures::all(), queues: 2 };
+    Table { session: Session::new(offer), host: Recorder { config: vec![1, 2, 3, 4], ..Recorder::default() } }
+}
+
+impl Table {
+    fn say(&mut self, request: Request) -> Answer {
+        let fds = match &request {
+            Request::SetMemTable(regions) => regions.len(),
+            Request::AddMemReg(_) => 1,
+            Request::SetVringKick(v) | Request::SetVringCall(v) | Request::SetVringErr(v) => {
+                usize::from(v.has_fd)
+            }
+            _ => 0,
+        };
+        self.session.handle(request, (0..fds).map(|_| memfd(4096)).collect(), &mut self.host)
+    }
+
+    fn negotiate(&mut self) {
+        self.say(Request::SetProtocolFeatures(ProtocolFeatures::all().bits())).unwrap();
+        self.say(Request::SetFeatures(OFFERED | F_PROTOCOL_FEATURES)).unwrap();
+    }
+
+    /// All that a ring needs, in the usual order.
+    fn ring(&mut self, index: u8) {
+        for request in ring_messages(index) {
+            self.say(request).unwrap();
+        }
+    }
+}
+
+fn memory() -> Request {
+    Request::SetMemTable(vec![region(0, 4096, 0, 0)])
+}
+
+fn addr(index: u32) -> VringAddr {
+    VringAddr { index, flags: 0, descriptor: 0, used: 0x800, available: 0x400, log: 0 }
+}
+
+fn kick(index: u8) -> Request {
+    Request::SetVringKick(VringFd { index, has_fd: true })
+}
+
+fn ring_messages(queue: u8) -> [Request; 6] {
+    let index = u32::from(queue);
+    [
+        Request::SetVringNum { index, num: 16 },
+        Request::SetVringBase { index, base: 100 },
+        Request::SetVringAddr(addr(index)),
+        Request::SetVringCall(VringFd { index: queue, has_fd: true }),
+        kick(queue),
+        Request::SetVringEnable { index, enable: 1 },
+    ]
+}
+
+fn base_of(answer: Answer) -> u32 {
+    match answer.unwrap() {
+        Some(Reply::VringState { base, .. }) => base,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_ring_starts_when_it_is_complete_and_enabled() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    for request in ring_messages(1) {
+        assert!(t.host.running.is_empty());
+        t.say(request).unwrap();
+    }
+    let start = &t.host.running[&1];
+    assert_eq!((start.base, start.layout.size, start.layout.event_idx), (100, 16, false));
+}
+
+#[test]
+fn f13_whatever_the_order_a_ring_starts_exactly_once() {
+    // All orders of the four messages that complete a ring, and memory.
+    let parts = || {
+        vec![
+            memory(),
+            Request::SetVringNum { index: 0, num: 16 },
+            Request::SetVringAddr(addr(0)),
+            kick(0),
+            Request::SetVringEnable { index: 0, enable: 1 },
+        ]
+    };
+    for mut order in 0..120usize {
+        let mut t = table();
+        t.negotiate();
+        let mut left = parts();
+        while !left.is_empty() {
+            assert!(t.host.running.is_empty());
+            let take = order % left.len();
+            order /= left.len();
+            t.say(left.remove(take)).unwrap();
+            // SET_VRING_NUM by itself hands nothing over; the message that follows it does.
+            if left.is_empty() && t.host.running.is_empty() {
+                t.say(Request::SetVringEnable { index: 0, enable: 1 }).unwrap();
+            }
+        }
+        assert_eq!((t.host.running.len(), t.host.starts), (1, 1));
+    }
+}
+
+#[test]
+fn without_protocol_features_rings_begin_enabled() {
+    let mut t = table();
+    t.say(Request::SetFeatures(OFFERED)).unwrap();
+    t.say(memory()).unwrap();
+    for request in ring_messages(0).into_iter().take(5) {
+        t.say(request).unwrap();
+    }
+    assert_eq!(t.host.running.len(), 1);
+}
+
+#[test]
+fn get_vring_base_stops_and_a_new_kick_starts_again() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    assert_eq!(base_of(t.say(Request::GetVringBase { index: 0 })), 101);
+    assert!(t.host.running.is_empty());
+    assert_eq!(base_of(t.say(Request::GetVringBase { index: 0 })), 101, "asking twice changes nothing");
+    t.say(kick(0)).unwrap();
+    assert_eq!(t.host.running[&0].base, 101);
+}
+
+#[test]
+fn disabling_stops_and_enabling_goes_on() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    t.say(Request::SetVringEnable { index: 0, enable: 0 }).unwrap();
+    assert!(t.host.running.is_empty());
+    t.say(Request::SetVringEnable { index: 0, enable: 1 }).unwrap();
+    assert_eq!(t.host.running[&0].base, 101);
+}
+
+#[test]
+fn f11_memory_changes_under_stopped_rings_that_go_on() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    t.ring(1);
+    t.say(memory()).unwrap();
+    assert_eq!(t.host.running.values().map(|ring| ring.base).collect::<Vec<_>>(), [101, 101]);
+    t.say(Request::AddMemReg(region(1 << 20, 4096, 1 << 20, 0))).unwrap();
+    t.say(Request::RemMemReg(region(1 << 20, 4096, 1 << 20, 0))).unwrap();
+    assert_eq!(t.host.running.len(), 2);
+}
+
+#[test]
+fn f09_a_refused_table_leaves_rings_running_on_the_old_one() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    t.host.refuse_memory = true;
+    assert!(matches!(t.say(memory()), Err(Refusal::Memory(_))));
+    assert_eq!((t.host.running.len(), t.host.regions), (1, 1));
+}
+
+#[test]
+fn f12_a_ring_left_out_of_memory_stays_stopped() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    t.host.refuse_rings = true;
+    t.say(memory()).unwrap();
+    assert!(t.host.running.is_empty());
+}
+
+#[test]
+fn f06_queues_that_do_not_exist_are_refused_without_truncation() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    for index in [2, 256, 65536, u32::MAX] {
+        let refused = |answer: Answer| matches!(answer, Err(Refusal::NoQueue { .. }));
+        assert!(refused(t.say(Request::SetVringNum { index, num: 16 })));
+        assert!(refused(t.say(Request::SetVringBase { index, base: 0 })));
+        assert!(refused(t.say(Request::SetVringAddr(addr(index)))));
+        assert!(refused(t.say(Request::SetVringEnable { index, enable: 1 })));
+        assert!(refused(t.say(Request::GetVringBase { index })));
+    }
+    assert!(matches!(t.say(kick(2)), Err(Refusal::NoQueue { .. })));
+}
+
+#[test]
+fn f07_sizes_and_bases_that_make_no_sense_are_refused() {
+    let mut t = table();
+    for num in [0, 3, 2048, 65536, u32::MAX] {
+        assert!(matches!(t.say(Request::SetVringNum { index: 0, num }), Err(Refusal::Size(n)) if n == num));
+    }
+    assert!(t.say(Request::SetVringNum { index: 0, num: 1024 }).is_ok());
+    assert!(matches!(t.say(Request::SetVringBase { index: 0, base: 65536 }), Err(Refusal::Base(_))));
+}
+
+#[test]
+fn f07_f14_a_running_ring_does_not_change() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    let running = |answer: Answer| matches!(answer, Err(Refusal::RingRunning { .. }));
+    assert!(running(t.say(Request::SetVringNum { index: 0, num: 32 })));
+    assert!(running(t.say(Request::SetVringBase { index: 0, base: 0 })));
+    assert!(running(t.say(Request::SetVringAddr(VringAddr { used: 0x900, ..addr(0) }))));
+    assert!(t.say(Request::SetVringAddr(VringAddr { flags: 1, log: 0x100, ..addr(0) })).is_ok());
+    assert!(matches!(t.say(Request::SetFeatures(1 << 32)), Err(Refusal::Running)));
+    assert!(
+        t.say(Request::SetFeatures(OFFERED | F_PROTOCOL_FEATURES)).is_ok(),
+        "the same bits change nothing"
+    );
+    assert_eq!(t.host.starts, 1);
+}
+
+#[test]
+fn f08_a_ring_outside_memory_is_refused_and_the_old_address_stays() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.say(Request::SetVringNum { index: 0, num: 16 }).unwrap();
+    t.host.refuse_rings = true;
+    assert!(matches!(t.say(Request::SetVringAddr(addr(0))), Err(Refusal::RingAddress(0))));
+    t.host.refuse_rings = false;
+    t.say(kick(0)).unwrap();
+    t.say(Request::SetVringEnable { index: 0, enable: 1 }).unwrap();
+    assert!(t.host.running.is_empty(), "no address was taken");
+}
+
+#[test]
+fn f14_features_that_were_not_offered_are_refused() {
+    let mut t = table();
+    assert!(matches!(t.say(Request::SetFeatures(1 << 33)), Err(Refusal::Features(f)) if f == 1 << 33));
+    let offer = Offer { features: 0, protocol: ProtocolFeatures::MQ, queues: 1 };
+    let mut narrow = Table { session: Session::new(offer), host: Recorder::default() };
+    assert!(matches!(narrow.say(Request::SetProtocolFeatures(1 << 3)), Err(Refusal::Features(8))));
+}
+
+#[test]
+fn f15_messages_of_features_that_were_not_negotiated_are_refused() {
+    let mut t = table();
+    for request in [
+        Request::GetQueueNum,
+        Request::GetConfig { offset: 0, size: 4 },
+        Request::SetConfig { offset: 0, data: vec![0] },
+        Request::GetMaxMemSlots,
+        Request::AddMemReg(region(0, 4096, 0, 0)),
+        Request::RemMemReg(region(0, 4096, 0, 0)),
+    ] {
+        assert!(matches!(t.say(request), Err(Refusal::NotNegotiated(_))));
+    }
+}
+
+#[test]
+fn f16_configuration_is_read_and_written_within_its_bounds() {
+    let mut t = table();
+    t.negotiate();
+    let mut read = |offset, size| match t.say(Request::GetConfig { offset, size }) {
+        Ok(Some(Reply::Config { data, .. })) => data,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(read(0, 4), [1, 2, 3, 4]);
+    assert_eq!(read(1, 2), [2, 3]);
+    assert_eq!(read(2, 4), [3, 4, 0, 0], "what a front-end asks for beyond the device reads as zero");
+    assert!(read(5, 1).is_empty());
+    assert!(read(u32::MAX, 256).is_empty());
+    t.say(Request::SetConfig { offset: 1, data: vec![9, 8] }).unwrap();
+    assert_eq!(t.host.config, [1, 9, 8, 4]);
+    for (offset, data) in [(3, vec![0, 0]), (4, vec![0]), (u32::MAX, vec![0])] {
+        assert!(matches!(t.say(Request::SetConfig { offset, data }), Err(Refusal::Config { .. })));
+    }
+}
+
+#[test]
+fn a_kick_without_a_descriptor_is_refused() {
+    let mut t = table();
+    let polled = Request::SetVringKick(VringFd { index: 0, has_fd: false });
+    assert!(matches!(t.say(polled), Err(Refusal::Polled(0))));
+}
+
+#[test]
+fn the_end_of_a_connection_stops_every_ring() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    t.ring(1);
+    t.session.close(&mut t.host);
+    assert!(t.host.running.is_empty());
+}

@@ -1,1 +1,156 @@
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::*;
+use crate::testing::{GUEST_BASE, Guest, memfd};
+
+/// An owner of buffers in a test guest, and a number to know it by.
+#[derive(Debug)]
+struct Owner(u32, Vec<Segment>);
+
+impl Buffers for Owner {
+    fn segments(&self) -> &[Segment] {
+        &self.1
+    }
+}
+
+const KINDS: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Epoll];
+
+fn owner(guest: &Guest, number: u32, pieces: &[(u64, u32)]) -> Owner {
+    let mut segments = Vec::new();
+    for (at, len) in pieces {
+        assert!(guest.memory.translate(GUEST_BASE + at, *len, &mut segments));
+    }
+    Owner(number, segments)
+}
+
+fn next(engine: &mut Engine<Owner>) -> Event<Owner> {
+    loop {
+        if let Some(event) = engine.event() {
+            return event;
+        }
+        engine.wait(true).unwrap();
+    }
+}
+
+fn file_of(bytes: &[u8]) -> File {
+    let file = File::from(memfd(0));
+    file.write_all_at(bytes, 0).unwrap();
+    file
+}
+
+#[test]
+fn reads_and_writes_come_back_with_their_owner() {
+    for kind in KINDS {
+        let guest = Guest::new(8, false);
+        let mut engine = Engine::new(kind).unwrap();
+        let file = file_of(b"0123456789");
+        let fd = file.as_raw_fd();
+        engine.submit(fd, Op::Read { offset: 2 }, owner(&guest, 7, &[(0x1000, 3), (0x2000, 4)]));
+        let Event::Done(Owner(7, _), Ok(7)) = next(&mut engine) else { panic!("{kind:?}") };
+        assert_eq!((guest.read::<3>(0x1000), guest.read::<4>(0x2000)), (*b"234", *b"5678"));
+        engine.submit(fd, Op::Write { offset: 8 }, owner(&guest, 8, &[(0x1000, 3)]));
+        let Event::Done(Owner(8, _), Ok(3)) = next(&mut engine) else { panic!("{kind:?}") };
+        engine.submit(fd, Op::Sync, owner(&guest, 9, &[]));
+        let Event::Done(Owner(9, _), Ok(0)) = next(&mut engine) else { panic!("{kind:?}") };
+        let mut text = String::new();
+        (&file).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "01234567234");
+        assert_eq!(engine.in_flight(), 0);
+    }
+}
+
+#[test]
+fn a_failed_operation_returns_its_owner() {
+    for kind in KINDS {
+        let guest = Guest::new(8, false);
+        let mut engine = Engine::new(kind).unwrap();
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        engine.submit(writer.as_raw_fd(), Op::Read { offset: 0 }, owner(&guest, 3, &[(0, 8)]));
+        let Event::Done(Owner(3, _), Err(_)) = next(&mut engine) else { panic!("{kind:?}") };
+    }
+}
+
+#[test]
+fn more_operations_than_the_queue_has_entries() {
+    for kind in KINDS {
+        let guest = Guest::new(8, false);
+        let mut engine = Engine::new(kind).unwrap();
+        let file = file_of(&[42; 4096]);
+        for number in 0..3000 {
+            engine.submit(file.as_raw_fd(), Op::Read { offset: 0 }, owner(&guest, number, &[(0x3000, 64)]));
+        }
+        let mut seen = vec![false; 3000];
+        for _ in 0..3000 {
+            let Event::Done(Owner(number, _), Ok(64)) = next(&mut engine) else { panic!("{kind:?}") };
+            assert!(!std::mem::replace(&mut seen[number as usize], true));
+        }
+    }
+}
+
+#[test]
+fn an_eventfd_is_reported_at_each_raise_without_being_read() {
+    for kind in KINDS {
+        let mut engine = Engine::<Owner>::new(kind).unwrap();
+        let bell = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        engine.watch(bell.as_fd(), Interest::Read, Token(5)).unwrap();
+        for _ in 0..3 {
+            engine.wait(false).unwrap();
+            assert!(engine.event().is_none(), "{kind:?}: quiet until raised");
+            rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
+            assert!(matches!(next(&mut engine), Event::Ready(Token(5))), "{kind:?}");
+        }
+        engine.unwatch(bell.as_fd(), Token(5));
+        engine.wait(false).unwrap();
+        while engine.event().is_some() {}
+        rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
+        engine.wait(false).unwrap();
+        assert!(engine.event().is_none(), "{kind:?}: unwatched");
+    }
+}
+
+#[test]
+fn what_is_ready_already_is_reported_once() {
+    for kind in KINDS {
+        let mut engine = Engine::<Owner>::new(kind).unwrap();
+        let bell = eventfd(1, EventfdFlags::NONBLOCK).unwrap();
+        engine.watch(bell.as_fd(), Interest::Read, Token(1)).unwrap();
+        assert!(matches!(next(&mut engine), Event::Ready(Token(1))));
+        engine.wait(false).unwrap();
+        assert!(engine.event().is_none(), "{kind:?}");
+    }
+}
+
+#[test]
+fn f20_what_cannot_be_polled_is_not_spun_on() {
+    let zero = File::open("/dev/zero").unwrap();
+    let mut epoll = Engine::<Owner>::new(EngineKind::Epoll).unwrap();
+    assert!(epoll.watch(zero.as_fd(), Interest::Read, Token(1)).is_err());
+    let mut uring = Engine::<Owner>::new(EngineKind::IoUring).unwrap();
+    uring.watch(zero.as_fd(), Interest::Read, Token(1)).unwrap();
+    let reports =
+        std::iter::from_fn(|| Some(next(&mut uring))).position(|e| matches!(e, Event::Deaf(Token(1))));
+    assert!(reports.unwrap() < 20);
+    uring.wait(false).unwrap();
+    assert!(uring.event().is_none());
+}
+
+#[test]
+fn streams_are_reported_when_they_become_readable_again() {
+    for kind in KINDS {
+        let mut engine = Engine::<Owner>::new(kind).unwrap();
+        let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        engine.watch(ours.as_fd(), Interest::Read, Token(2)).unwrap();
+        for _ in 0..2 {
+            theirs.write_all(b"x").unwrap();
+            assert!(matches!(next(&mut engine), Event::Ready(Token(2))), "{kind:?}");
+            (&ours).read_exact(&mut [0]).unwrap();
+        }
+        drop(theirs);
+        assert!(matches!(next(&mut engine), Event::Ready(Token(2))), "{kind:?}: the end is an event too");
+    }
+}

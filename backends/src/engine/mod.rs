@@ -100,6 +100,8 @@ pub struct Engine<T> {
     events: VecDeque<Event<T>>,
 }
 
+// One a thread, for its whole life: a box would only add a hop to each call.
+#[allow(clippy::large_enum_variant)]
 enum Inner {
     Uring(uring::Uring),
     Epoll(epoll::Epoll),

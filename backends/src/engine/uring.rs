@@ -24,6 +24,10 @@ const COMPLETIONS: u32 = 4096;
 const POLL: u64 = 1 << 32;
 const IGNORED: u64 = 2 << 32;
 
+/// Times in a row that a poll may end by itself. It happens when completions overflow; a file that is always
+/// ready and never wakes anybody (/dev/zero) ends each poll at once, and would be polled for ever.
+const MAX_ENDINGS: u8 = 8;
+
 /// One ring and what it watches.
 pub(crate) struct Uring {
     ring: IoUring,
@@ -35,6 +39,8 @@ struct Watch {
     token: Token,
     fd: RawFd,
     events: u32,
+    /// Polls that ended by themselves since the last one that goes on.
+    endings: u8,
 }
 
 impl Uring {
@@ -57,7 +63,7 @@ impl Uring {
             Interest::Write => libc::POLLOUT,
             Interest::Both => libc::POLLIN | libc::POLLOUT,
         };
-        let watch = Watch { token, fd: fd.as_raw_fd(), events: u32::from(events.unsigned_abs()) };
+        let watch = Watch { token, fd: fd.as_raw_fd(), events: u32::from(events.unsigned_abs()), endings: 0 };
         self.watches.retain(|other| other.token != token);
         self.watches.push(watch);
         self.push(poll_entry(watch));
@@ -118,7 +124,7 @@ impl Uring {
     }
 
     fn reap<T>(&mut self, slab: &mut Slab<T>, events: &mut VecDeque<Event<T>>) {
-        let mut again = Vec::new();
+        let mut ended = Vec::new();
         for entry in self.ring.completion() {
             let data = entry.user_data();
             if data & (POLL | IGNORED) == 0 {
@@ -128,19 +134,23 @@ impl Uring {
                 // The low half of the user data is the token.
                 #[allow(clippy::cast_possible_truncation)]
                 let token = Token(data as u32);
-                if let Some(watch) = self.watches.iter().find(|watch| watch.token == token) {
-                    events.push_back(if entry.result() < 0 {
-                        Event::Deaf(token)
-                    } else {
-                        Event::Ready(token)
-                    });
-                    if entry.result() >= 0 && !cqueue::more(entry.flags()) {
-                        again.push(*watch);
+                let Some(watch) = self.watches.iter_mut().find(|watch| watch.token == token) else {
+                    continue;
+                };
+                match watch.after(&entry) {
+                    Next::GoesOn => events.push_back(Event::Ready(token)),
+                    Next::Ended => {
+                        events.push_back(Event::Ready(token));
+                        ended.push(*watch);
+                    }
+                    Next::Useless => {
+                        events.push_back(Event::Deaf(token));
+                        self.watches.retain(|watch| watch.token != token);
                     }
                 }
             }
         }
-        again.into_iter().for_each(|watch| self.push(poll_entry(watch)));
+        ended.into_iter().for_each(|watch| self.push(poll_entry(watch)));
     }
 
     /// Waits for everything in flight and drops it.
@@ -150,6 +160,24 @@ impl Uring {
         while slab.len() > 0 && self.wait(true, slab, &mut events).is_ok() {
             events.clear();
         }
+    }
+}
+
+/// What a completion of a poll means for it.
+enum Next {
+    GoesOn,
+    Ended,
+    Useless,
+}
+
+impl Watch {
+    fn after(&mut self, entry: &cqueue::Entry) -> Next {
+        if cqueue::more(entry.flags()) {
+            self.endings = 0;
+            return Next::GoesOn;
+        }
+        self.endings = self.endings.saturating_add(1);
+        if entry.result() < 0 || self.endings > MAX_ENDINGS { Next::Useless } else { Next::Ended }
     }
 }
 

@@ -102,6 +102,7 @@ impl SplitRing {
     /// # Errors
     /// [`RingError`]: the ring is broken, see there.
     #[inline]
+    #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<u16>, RingError> {
         if self.next_avail == self.seen_avail && !self.refresh()? {
             return Ok(None);
