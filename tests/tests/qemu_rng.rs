@@ -17,7 +17,7 @@ for size in 1 13 4096; do echo bytes $size $(dd if=/dev/hwrng bs=$size count=3 i
 echo different $(for i in 1 2 3 4; do dd if=/dev/hwrng bs=32 count=1 2>/dev/null | sha256sum; done | sort -u | wc -l)";
 
 #[test]
-fn a_debian_guest_reads_hwrng() {
+fn qemu_guest_reads_hwrng() {
     packages::ensure().unwrap();
     let daemon = RNG.launch().serve().unwrap();
     let said = Guest::new(&["virtio_pci", "virtio_rng"], SCRIPT).rng(daemon.socket()).run(LIMIT).unwrap();
@@ -32,7 +32,7 @@ fn a_debian_guest_reads_hwrng() {
 }
 
 #[test]
-fn the_next_guest_is_served_by_the_same_process() {
+fn qemu_guest_after_guest_is_served_by_the_same_process() {
     packages::ensure().unwrap();
     let daemon = RNG.launch().serve().unwrap();
     let guest =

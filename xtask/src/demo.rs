@@ -54,7 +54,7 @@ impl Demo {
         packages::ensure()?;
         cargo::build_programs(&self.profile)?;
         let scratch = workspace::scratch().map_err(reason("cannot make a temporary directory"))?;
-        let place = kvm_host::choose(self.place);
+        let place = kvm_host::choose(self.place, &cargo::programs_dir(&self.profile));
         let plan = self.plan(scratch.path())?;
         let before = fs::read(&plan.disk).map_err(reason("cannot read the disk"))?;
         let started = Instant::now();

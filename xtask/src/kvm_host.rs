@@ -1,6 +1,6 @@
 //! Where a command finds a KVM that runs Linux: on this host, or on the emulated one.
 //!
-//! This host is asked first. Its processor must have VMX or SVM: a `/dev/kvm` without them is a software
+//! This host is asked first, by `outboard check`: a `/dev/kvm` without VMX or SVM behind it is a software
 //! implementation, which runs small guests and stops at the first instruction it does not know, long before Linux
 //! is up.
 
@@ -8,7 +8,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
+
+use serde::Deserialize;
 
 use crate::emulated::{self, EmulatedHost};
 use crate::packages;
@@ -37,8 +40,40 @@ pub enum Error {
     Process(#[from] process::Error),
 }
 
-/// Why this host's KVM cannot run Linux, if it cannot.
-pub fn obstacle() -> Option<String> {
+/// What `outboard check --json` says.
+#[derive(Debug, Deserialize)]
+struct Check {
+    guests: String,
+    missing: Option<String>,
+    problem: Option<String>,
+}
+
+impl Check {
+    fn obstacle(self) -> Option<String> {
+        if self.guests == "linux" {
+            return None;
+        }
+        let stops = self.missing.map(|instruction| format!("it stops at {instruction}"));
+        Some(stops.or(self.problem).unwrap_or_else(|| format!("it can run {} guests", self.guests)))
+    }
+}
+
+/// Why this host's KVM cannot run Linux, if it cannot: as the VMM in `programs` finds out by trying, or, as long as it
+/// is not built, by what the processor says of itself.
+pub fn obstacle(programs: &Path) -> Option<String> {
+    match ask(&programs.join("outboard")) {
+        Some(check) => check.obstacle(),
+        None => guess(),
+    }
+}
+
+fn ask(vmm: &Path) -> Option<Check> {
+    // It fails when the answer is no, and has then still given it.
+    let answer = process::spoken(command(vmm).args(["check", "--json"])).ok()?;
+    serde_json::from_str(&answer).ok()
+}
+
+fn guess() -> Option<String> {
     if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         return Some(match error.kind() {
             io::ErrorKind::NotFound => "there is no /dev/kvm".to_owned(),
@@ -55,11 +90,11 @@ fn has_virtualisation(cpuinfo: &str) -> bool {
 }
 
 /// The place to run, when the user has not chosen one: says why when it is not this host.
-pub fn choose(chosen: Option<Place>) -> Place {
+pub fn choose(chosen: Option<Place>, programs: &Path) -> Place {
     if let Some(place) = chosen {
         return place;
     }
-    let Some(obstacle) = obstacle() else {
+    let Some(obstacle) = obstacle(programs) else {
         return Place::Direct;
     };
     eprintln!("This host's KVM cannot run Linux: {obstacle}. Using an emulated host (QEMU).");
@@ -100,6 +135,16 @@ mod tests {
         assert!(has_virtualisation("flags\t\t: fpu vmx sse\n"));
         assert!(!has_virtualisation("flags\t\t: fpu svm_lock\nvmx flags\t: vnmi\n"));
         assert!(!has_virtualisation(""));
+    }
+
+    #[test]
+    fn the_answer_of_the_vmm_is_understood() {
+        let obstacle = |text: &str| serde_json::from_str::<Check>(text).unwrap().obstacle();
+        assert_eq!(obstacle(r#"{"guests":"linux"}"#), None);
+        let small = r#"{"guests":"small","missing":"SSE","problem":"small guests only"}"#;
+        assert_eq!(obstacle(small).as_deref(), Some("it stops at SSE"));
+        let none = r#"{"guests":"none","problem":"no guests: no /dev/kvm"}"#;
+        assert_eq!(obstacle(none).as_deref(), Some("no guests: no /dev/kvm"));
     }
 
     #[test]

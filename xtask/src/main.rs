@@ -11,7 +11,7 @@ use xtask::cli::{self, Cli, Command, KvmHost};
 use xtask::demo::{self, Demo};
 use xtask::emulated::EmulatedHost;
 use xtask::explain::explain;
-use xtask::{interrupt, kvm_host, packages};
+use xtask::{cargo, interrupt, kvm_host, packages};
 
 /// Packages are missing, and we may not install them.
 const PACKAGES_MISSING: u8 = 3;
@@ -74,7 +74,8 @@ fn test(full: bool) -> u8 {
 
 fn kvm_host(options: &KvmHost) -> u8 {
     let host = EmulatedHost { limit: Duration::from_secs(options.time_limit), memory_mib: options.memory };
-    match kvm_host::run(kvm_host::choose(options.place.chosen()), &options.command, &host) {
+    let place = kvm_host::choose(options.place.chosen(), &cargo::programs_dir("dev"));
+    match kvm_host::run(place, &options.command, &host) {
         Ok(code) => code,
         Err(error) => {
             complain(&error);

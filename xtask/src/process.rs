@@ -5,8 +5,9 @@
 //! ends early when the user asks to stop.
 
 use std::ffi::OsStr;
-use std::io;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,9 @@ pub const TICK: Duration = Duration::from_millis(5);
 
 /// How long a process may take to end after SIGTERM before it is killed.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a tool may take; the longest is the installation of packages.
+const TOOL_LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// Why a process did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -71,15 +75,33 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 
 /// Runs a tool to its end and gives its standard output; a failure carries its standard error.
 pub fn output(command: &mut Command) -> Result<String, Error> {
-    let name = describe(command);
-    let output: Output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| Error::Start { name: name.clone(), source })?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    let (status, stdout, stderr) = captured(command)?;
+    if status.success() {
+        return Ok(stdout);
     }
-    Err(Error::Failed { name, status: output.status, stderr: last_lines(&output.stderr, 5) })
+    Err(Error::Failed { name: describe(command), status, stderr: last_lines(stderr.as_bytes(), 5) })
+}
+
+/// Runs a tool to its end and gives its standard output, whether it says that it failed or not.
+pub fn spoken(command: &mut Command) -> Result<String, Error> {
+    captured(command).map(|(_, stdout, _)| stdout)
+}
+
+fn captured(command: &mut Command) -> Result<(ExitStatus, String, String), Error> {
+    let name = describe(command);
+    let io = |source| Error::Wait { name: name.clone(), source };
+    let (mut stdout, mut stderr) = (tempfile::tempfile().map_err(io)?, tempfile::tempfile().map_err(io)?);
+    command.stdin(Stdio::null());
+    command.stdout(stdout.try_clone().map_err(io)?).stderr(stderr.try_clone().map_err(io)?);
+    let status = Running::start(&name, command)?.wait(TOOL_LIMIT, || ())?;
+    Ok((status, written(&mut stdout).map_err(io)?, written(&mut stderr).map_err(io)?))
+}
+
+fn written(file: &mut File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The last `count` lines of a log, for an error message.

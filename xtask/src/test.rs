@@ -13,6 +13,7 @@ mod case;
 mod libtest;
 mod metal;
 mod nextest;
+mod setting;
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -20,6 +21,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use case::{Case, ExpectedSkips, Summary, reported_skips};
+use setting::Setting;
 
 use crate::cargo::{self, cargo};
 use crate::demo::Demo;
@@ -32,7 +34,7 @@ pub fn run(full: bool) -> Result<bool, packages::Error> {
     packages::ensure()?;
     let mut cases = checks();
     let reported = match workspace::scratch() {
-        Ok(scratch) => tests(&mut cases, full, scratch.path()),
+        Ok(scratch) => tests(&mut cases, &Setting { scratch: scratch.path().to_owned(), full }),
         Err(error) => {
             cases.push(Case::failed("scratch", error.to_string()));
             Vec::new()
@@ -63,42 +65,41 @@ fn checks() -> Vec<Case> {
 }
 
 /// Builds and runs the tests; gives the skips they reported.
-fn tests(cases: &mut Vec<Case>, full: bool, scratch: &Path) -> Vec<Case> {
+fn tests(cases: &mut Vec<Case>, setting: &Setting) -> Vec<Case> {
     let mut built = Vec::new();
     cases.push(step("build", || {
-        built = binaries::build(scratch).map_err(|error| explain(&error))?;
+        built = binaries::build(&setting.scratch).map_err(|error| explain(&error))?;
         Ok(())
     }));
     cases.push(step("programs", || cargo::build_programs("dev").map_err(|error| explain(&error))));
-    let skips = scratch.join("skips");
     let (linux, anywhere): (Vec<_>, Vec<_>) = built.iter().partition(|binary| binary.needs_kvm_linux());
     if !anywhere.is_empty() {
-        cases.extend(run_anywhere(&anywhere, full, scratch, &skips));
-        cases.push(step("doc tests", || doc_tests(scratch)));
+        cases.extend(run_anywhere(&anywhere, setting));
+        cases.push(step("doc tests", || doc_tests(&setting.file("doc-tests"))));
     }
     if !linux.is_empty() {
         eprintln!("test: tests on a KVM that runs Linux");
-        cases.extend(libtest::run(&linux, kvm_host::choose(None), full, scratch, &skips));
+        let place = kvm_host::choose(None, &cargo::programs_dir("dev"));
+        cases.extend(libtest::run(&linux, place, setting));
     }
-    reported_skips(&fs::read_to_string(&skips).unwrap_or_default())
+    reported_skips(&fs::read_to_string(setting.skips()).unwrap_or_default())
 }
 
-fn run_anywhere(binaries: &[&binaries::Binary], full: bool, scratch: &Path, skips: &Path) -> Vec<Case> {
+fn run_anywhere(binaries: &[&binaries::Binary], setting: &Setting) -> Vec<Case> {
     if !nextest::is_installed() {
         eprintln!("test: cargo-nextest is not installed: running the test binaries one after another");
-        return libtest::run(binaries, kvm_host::Place::Direct, full, scratch, skips);
+        return libtest::run(binaries, kvm_host::Place::Direct, setting);
     }
     eprintln!("test: tests, with cargo-nextest");
-    nextest::run(scratch, full, skips).unwrap_or_else(|error| vec![Case::failed("nextest", explain(&error))])
+    nextest::run(setting).unwrap_or_else(|error| vec![Case::failed("nextest", explain(&error))])
 }
 
 /// libtest has something to say of every crate without a single doc test: shown only when one fails.
-fn doc_tests(scratch: &Path) -> Result<(), String> {
-    let output = scratch.join("doc-tests");
-    let file = File::create(&output).map_err(|error| error.to_string())?;
+fn doc_tests(output: &Path) -> Result<(), String> {
+    let file = File::create(output).map_err(|error| error.to_string())?;
     let outcome = run_cargo(cargo().args(["test", "--quiet", "--workspace", "--doc"]).stdout(file));
     if outcome.is_err() {
-        eprint!("{}", fs::read_to_string(&output).unwrap_or_default());
+        eprint!("{}", fs::read_to_string(output).unwrap_or_default());
     }
     outcome
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use crate::cargo;
 
 /// Test binaries whose name starts so need a KVM that runs Linux: they run on the host that `kvm-host` would choose.
+/// The names of their tests start with `kvm_linux_`, by which .config/nextest.toml leaves them out elsewhere.
 pub const KVM_LINUX: &str = "kvm_linux";
 
 /// A built test binary.

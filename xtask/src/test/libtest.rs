@@ -5,11 +5,12 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::binaries::Binary;
 use super::case::{Case, Verdict};
+use super::setting::Setting;
 use crate::emulated::EmulatedHost;
 use crate::explain::explain;
 use crate::kvm_host::Place;
@@ -21,12 +22,12 @@ const END: &str = "test-binary-exit ";
 /// From the first binary's start to the last one's end.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 
-/// Runs `binaries` at `place`; `full` includes the long tests.
-pub fn run(binaries: &[&Binary], place: Place, full: bool, scratch: &Path, skips: &Path) -> Vec<Case> {
-    let script = script(binaries, full, skips);
+/// Runs `binaries` at `place`.
+pub fn run(binaries: &[&Binary], place: Place, setting: &Setting) -> Vec<Case> {
+    let script = script(binaries, setting);
     let words = ["sh".into(), "-c".into(), OsString::from(script)];
     let output = match place {
-        Place::Direct => direct(&words, &scratch.join("libtest")),
+        Place::Direct => direct(&words, &setting.file("libtest")),
         Place::Emulated => emulated(&words),
     };
     match output {
@@ -58,12 +59,13 @@ fn emulated(words: &[OsString]) -> Result<String, String> {
 }
 
 /// A shell script that runs each binary in its package's folder, between two lines that we know again.
-fn script(binaries: &[&Binary], full: bool, skips: &Path) -> String {
-    let mut script = format!("export {}='{}'\n", crate::skip::VARIABLE, skips.display());
+fn script(binaries: &[&Binary], setting: &Setting) -> String {
+    let export = |(name, value): (&str, PathBuf)| format!("export {name}='{}'\n", value.display());
+    let mut script: String = setting.variables().into_iter().map(export).collect();
     for binary in binaries {
         // Emulation keeps both processors busy: its tests run one at a time.
         let threads = if binary.needs_kvm_linux() || binary.name.contains("qemu") { 1 } else { 2 };
-        let ignored = if full { "--include-ignored" } else { "" };
+        let ignored = if setting.full { "--include-ignored" } else { "" };
         let (name, directory, program) =
             (&binary.name, binary.directory.display(), binary.executable.display());
         script.push_str(&format!(
@@ -132,8 +134,8 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let name = "echoes".to_owned();
         let binary = Binary { name, executable: "/bin/echo".into(), directory: scratch.path().to_owned() };
-        let skips = scratch.path().join("skips");
-        let words = ["sh".into(), "-c".into(), OsString::from(script(&[&binary], true, &skips))];
+        let setting = Setting { scratch: scratch.path().to_owned(), full: true };
+        let words = ["sh".into(), "-c".into(), OsString::from(script(&[&binary], &setting))];
         let output = direct(&words, &scratch.path().join("output")).unwrap();
         assert_eq!(output, "test-binary echoes\n--test-threads=2 --include-ignored\ntest-binary-exit 0\n");
     }

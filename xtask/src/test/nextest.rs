@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::Path;
 
 use serde::Deserialize;
 
 use super::case::Case;
+use super::setting::Setting;
 use crate::cargo;
 
 /// Whether it is installed.
@@ -16,8 +16,8 @@ pub fn is_installed() -> bool {
 }
 
 /// Runs all tests but those that need a KVM that runs Linux, which the configuration leaves out.
-pub fn run(scratch: &Path, full: bool, skips: &Path) -> Result<Vec<Case>, cargo::Error> {
-    let events = scratch.join("nextest.json");
+pub fn run(setting: &Setting) -> Result<Vec<Case>, cargo::Error> {
+    let events = setting.file("nextest.json");
     let mut nextest = cargo::cargo();
     nextest.args([
         "nextest",
@@ -29,8 +29,8 @@ pub fn run(scratch: &Path, full: bool, skips: &Path) -> Result<Vec<Case>, cargo:
         "none",
     ]);
     nextest.args(["--message-format", "libtest-json", "--status-level", "slow", "--run-ignored"]);
-    nextest.arg(if full { "all" } else { "default" });
-    nextest.env("NEXTEST_EXPERIMENTAL_LIBTEST_JSON", "1").env(crate::skip::VARIABLE, skips);
+    nextest.arg(if setting.full { "all" } else { "default" });
+    nextest.env("NEXTEST_EXPERIMENTAL_LIBTEST_JSON", "1").envs(setting.variables());
     nextest.stdout(File::create(&events)?);
     let outcome = cargo::run("cargo nextest run", &mut nextest);
     let mut cases = parse(&fs::read_to_string(&events)?);
