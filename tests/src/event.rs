@@ -1,9 +1,10 @@
 //! Eventfds as kicks, calls and errors.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use crate::wait;
 
@@ -20,6 +21,17 @@ impl Event {
     pub fn new() -> Event {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Event(fd.unwrap_or_else(|e| panic!("eventfd: {e}")))
+    }
+
+    /// Another handle of an eventfd that belongs to a crate with its own type for it.
+    ///
+    /// # Panics
+    /// `fd` is not open.
+    pub fn share(fd: &impl AsRawFd) -> Event {
+        // pidfd_getfd duplicates any open descriptor by its number, so a wrong one is an error and not unsound.
+        let own = pidfd_open(getpid(), PidfdFlags::empty());
+        let shared = own.and_then(|own| pidfd_getfd(own, fd.as_raw_fd(), PidfdGetfdFlags::empty()));
+        Event(shared.unwrap_or_else(|e| panic!("descriptor {}: {e}", fd.as_raw_fd())))
     }
 
     /// Adds one to the counter.
