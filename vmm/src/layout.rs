@@ -79,15 +79,15 @@ pub const PORT_RESET: u16 = 0x602;
 /// First of the eight ports of the serial line COM1.
 pub const PORT_COM1: u16 = 0x3F8;
 /// Number of ports of an 8250.
-pub const PORT_COM1_COUNT: u16 = 8;
+pub const PORT_COM1_COUNT: u8 = 8;
 /// GSI of COM1.
 pub const COM1_GSI: u32 = 4;
 /// Diagnostic ("POST") port: each byte written is a mark in `--timings`.
 pub const PORT_MARK: u16 = 0x80;
 /// pvpanic event port (QEMU `docs/specs/pvpanic`).
 pub const PORT_PVPANIC: u16 = 0x505;
-/// i8042 command port: byte 0xFE asks for a CPU reset.
-pub const PORT_I8042_COMMAND: u16 = 0x64;
+/// i8042 status and command port: byte 0xFE asks for a CPU reset.
+pub const PORT_I8042: u16 = 0x64;
 
 #[cfg(test)]
 mod tests {

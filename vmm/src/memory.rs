@@ -11,7 +11,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::layout;
@@ -98,6 +98,12 @@ impl GuestRam {
         &self.memory
     }
 
+    /// Makes every byte zero again by giving all pages back to the host; the mappings stay.
+    pub fn clear(&self) -> std::io::Result<()> {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.file, punch, 0, self.bytes())?)
+    }
+
     /// Size of all regions together.
     pub fn bytes(&self) -> u64 {
         self.regions.iter().map(|r| r.size).sum()
@@ -174,6 +180,14 @@ mod tests {
         rustix::io::pread(ram.fd(), &mut bytes, ram.regions()[1].offset).unwrap();
         assert_eq!(u32::from_le_bytes(bytes), 0x1122_3344);
         assert_eq!(ram.bytes(), (3 << 30) + (1 << 20));
+    }
+
+    #[test]
+    fn cleared_ram_is_zero_where_it_was_written() {
+        let ram = GuestRam::new(MIN_RAM_BYTES).unwrap();
+        ram.memory().write_obj(0x1122_3344u32, GuestAddress(0x1000)).unwrap();
+        ram.clear().unwrap();
+        assert_eq!(ram.memory().read_obj::<u32>(GuestAddress(0x1000)).unwrap(), 0);
     }
 
     #[test]

@@ -1,0 +1,238 @@
+//! COM1: an 8250 (`vm-superio`) on the usual ports, for early messages.
+//!
+//! Out: each byte the guest sends is written at once to standard output or a file. In: what the main loop reads
+//! from standard input, as much as the 64-byte FIFO takes; [`SerialPort::drained`] tells when there is room again.
+//! Interrupts go by irqfd. With `--serial off` none of this exists and the ports read as all ones.
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{PollFd, PollFlags};
+use vm_superio::serial::SerialEvents;
+use vm_superio::{Serial, Trigger};
+
+use crate::kvm::event::Event;
+use crate::layout;
+
+/// Offset of the modem control register.
+const MODEM_CONTROL: u8 = 4;
+
+/// Where the serial line leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SerialMode {
+    /// Standard input and output of the VMM.
+    Stdio,
+    /// There is no serial line.
+    Off,
+    /// Output goes to a file, there is no input.
+    File(PathBuf),
+}
+
+impl std::str::FromStr for SerialMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SerialMode, String> {
+        match (text, text.strip_prefix("file=")) {
+            ("stdio", _) => Ok(SerialMode::Stdio),
+            ("off", _) => Ok(SerialMode::Off),
+            (_, Some(path)) if !path.is_empty() => Ok(SerialMode::File(path.into())),
+            _ => Err("use stdio, off or file=PATH".to_owned()),
+        }
+    }
+}
+
+/// The interrupt line of the 8250: an eventfd that KVM turns into GSI 4.
+struct Irq(Arc<Event>);
+
+impl Trigger for Irq {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.raise();
+        Ok(())
+    }
+}
+
+/// Tells the main loop that the guest has emptied the FIFO, but only when somebody waits for it.
+struct FifoWatch {
+    drained: Arc<Event>,
+    waited_for: Arc<AtomicBool>,
+}
+
+impl SerialEvents for FifoWatch {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+
+    fn in_buffer_empty(&self) {
+        if self.waited_for.swap(false, Ordering::AcqRel) {
+            self.drained.raise();
+        }
+    }
+}
+
+/// Unbuffered output that waits when a non-blocking standard output is full, so that no byte is lost.
+struct Output(File);
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], None)?;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Uart = Serial<Irq, FifoWatch, Output>;
+
+/// The serial line of a machine.
+pub struct SerialPort {
+    uart: Mutex<Uart>,
+    irq: Arc<Event>,
+    drained: Arc<Event>,
+    waited_for: Arc<AtomicBool>,
+}
+
+impl SerialPort {
+    /// Opens the output of `mode`; `None` when there is no serial line.
+    pub fn open(mode: &SerialMode) -> io::Result<Option<SerialPort>> {
+        let output = match mode {
+            SerialMode::Off => return Ok(None),
+            SerialMode::Stdio => File::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?),
+            SerialMode::File(path) => File::create(path)?,
+        };
+        let irq = Arc::new(Event::new()?);
+        let drained = Arc::new(Event::new()?);
+        let waited_for = Arc::new(AtomicBool::new(false));
+        let watch = FifoWatch { drained: Arc::clone(&drained), waited_for: Arc::clone(&waited_for) };
+        let uart = Serial::with_events(Irq(Arc::clone(&irq)), watch, Output(output));
+        Ok(Some(SerialPort { uart: Mutex::new(uart), irq, drained, waited_for }))
+    }
+
+    /// The event to register as irqfd of [`layout::COM1_GSI`].
+    pub fn irq(&self) -> &Event {
+        &self.irq
+    }
+
+    /// Raised when the guest has emptied a FIFO that [`SerialPort::input`] had filled.
+    pub fn drained(&self) -> &Event {
+        &self.drained
+    }
+
+    /// Guest write; a repeated string instruction arrives as several bytes for one port.
+    pub fn write(&self, port: u16, data: &[u8]) {
+        let Some(offset) = offset(port) else { return };
+        let mut uart = self.lock();
+        for byte in data {
+            // Output that fails (a closed pipe, a full disk) loses the byte, as an unplugged cable would.
+            let _ = uart.write(offset, *byte);
+        }
+        // In loopback mode (a driver's self-test) no input is taken; leaving it makes room without a read.
+        if offset == MODEM_CONTROL && self.waited_for.swap(false, Ordering::AcqRel) {
+            self.drained.raise();
+        }
+    }
+
+    /// Guest read.
+    pub fn read(&self, port: u16, data: &mut [u8]) {
+        let Some(offset) = offset(port) else { return };
+        let mut uart = self.lock();
+        data.fill_with(|| uart.read(offset));
+    }
+
+    /// Hands input to the guest; returns how many bytes fitted. When not all did, `drained` fires later.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        let mut uart = self.lock();
+        let taken = uart.enqueue_raw_bytes(bytes).unwrap_or(0);
+        if taken < bytes.len() {
+            self.waited_for.store(true, Ordering::Release);
+        }
+        taken
+    }
+
+    /// A vCPU thread that panicked in here must not take the others along.
+    fn lock(&self) -> MutexGuard<'_, Uart> {
+        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether `port` belongs to COM1.
+pub fn owns(port: u16) -> bool {
+    offset(port).is_some()
+}
+
+fn offset(port: u16) -> Option<u8> {
+    let offset = u8::try_from(port.checked_sub(layout::PORT_COM1)?).ok()?;
+    (offset < layout::PORT_COM1_COUNT).then_some(offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port_to_file() -> (tempfile::TempDir, SerialPort) {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = SerialMode::File(dir.path().join("log"));
+        let port = SerialPort::open(&mode).unwrap().unwrap();
+        (dir, port)
+    }
+
+    #[test]
+    fn modes_are_parsed_and_others_refused() {
+        assert_eq!("stdio".parse(), Ok(SerialMode::Stdio));
+        assert_eq!("off".parse(), Ok(SerialMode::Off));
+        assert_eq!("file=/x".parse(), Ok(SerialMode::File("/x".into())));
+        assert!("file=".parse::<SerialMode>().is_err());
+        assert!("tcp:1".parse::<SerialMode>().is_err());
+    }
+
+    #[test]
+    fn what_the_guest_sends_is_in_the_file_at_once() {
+        let (dir, port) = port_to_file();
+        port.write(layout::PORT_COM1, b"hello");
+        assert_eq!(std::fs::read(dir.path().join("log")).unwrap(), b"hello");
+    }
+
+    #[test]
+    fn input_that_does_not_fit_is_announced_when_the_guest_has_read() {
+        let (_dir, port) = port_to_file();
+        let bytes = [b'x'; 100];
+        let taken = port.input(&bytes);
+        assert_eq!(taken, 64);
+        let mut read = [0; 64];
+        port.read(layout::PORT_COM1, &mut read[..63]);
+        assert!(!port.drained().take());
+        port.read(layout::PORT_COM1, &mut read[63..]);
+        assert!(port.drained().take());
+        assert_eq!(read, [b'x'; 64]);
+        assert_eq!(port.input(&bytes[taken..]), 36);
+    }
+
+    #[test]
+    fn input_refused_in_loopback_mode_is_asked_for_again_after_it() {
+        let (_dir, port) = port_to_file();
+        port.write(layout::PORT_COM1 + 4, &[0x10]);
+        assert_eq!(port.input(b"x"), 0);
+        port.write(layout::PORT_COM1 + 4, &[0]);
+        assert!(port.drained().take());
+        assert_eq!(port.input(b"x"), 1);
+    }
+
+    #[test]
+    fn ports_beside_com1_are_not_its_own() {
+        assert!(owns(0x3F8) && owns(0x3FF));
+        assert!(!owns(0x3F7) && !owns(0x400) && !owns(0));
+    }
+}

@@ -1,0 +1,126 @@
+//! `--timings FILE`: what happened when, and how often the machine came back to user space until then.
+//!
+//! Each event is one JSON line, written when it happens, so that the file tells the story of a run that never
+//! ended. The two counters are the evidence for the data path: between two marks of a guest that made 100,000
+//! device requests neither may move. They count always (two relaxed atomics); the file exists only when asked for.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+
+/// What a line of the file tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The options are understood. Time zero is the start of `main`.
+    Main,
+    /// The VM exists, with its interrupt controllers.
+    KvmReady,
+    /// Guest RAM exists and is mapped.
+    Memory,
+    /// Kernel, initramfs, command line and ACPI tables are in guest RAM.
+    KernelLoaded,
+    /// Every device answered and has its slot.
+    Devices,
+    /// The boot CPU is about to execute its first instruction.
+    FirstEntry,
+    /// The guest wrote a byte to port 0x80.
+    Mark,
+    /// The guest switched itself off.
+    PowerOff,
+    /// The VMM ends.
+    Exit,
+}
+
+#[derive(Serialize)]
+struct Line {
+    event: Event,
+    us: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<u8>,
+    kvm_exits: u64,
+    epoll_returns: u64,
+}
+
+/// Counters, and the file if there is one.
+#[derive(Debug)]
+pub struct Timings {
+    start: Instant,
+    file: Option<File>,
+    kvm_exits: AtomicU64,
+    epoll_returns: AtomicU64,
+}
+
+impl Timings {
+    /// Starts the clock at `start`; creates (or empties) `path` if there is one.
+    pub fn new(start: Instant, path: Option<&Path>) -> std::io::Result<Timings> {
+        let file = path.map(File::create).transpose()?;
+        Ok(Timings { start, file, kvm_exits: AtomicU64::new(0), epoll_returns: AtomicU64::new(0) })
+    }
+
+    /// A vCPU came back from `KVM_RUN`.
+    pub fn kvm_exit(&self) {
+        self.kvm_exits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The main loop woke up.
+    pub fn epoll_return(&self) {
+        self.epoll_returns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Writes the line of an event that has just happened.
+    pub fn event(&self, event: Event) {
+        self.line(event, None);
+    }
+
+    /// Writes the line of a byte that the guest wrote to port 0x80.
+    pub fn mark(&self, value: u8) {
+        self.line(Event::Mark, Some(value));
+    }
+
+    /// One `write` a line, so that lines of several threads do not mix. A full disk loses lines, not the guest.
+    fn line(&self, event: Event, value: Option<u8>) {
+        let Some(mut file) = self.file.as_ref() else { return };
+        let line = Line {
+            event,
+            us: u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX),
+            value,
+            kvm_exits: self.kvm_exits.load(Ordering::Relaxed),
+            epoll_returns: self.epoll_returns.load(Ordering::Relaxed),
+        };
+        let Ok(mut text) = serde_json::to_vec(&line) else { return };
+        text.push(b'\n');
+        if let Err(error) = file.write_all(&text) {
+            tracing::warn!(%error, "--timings: a line was lost");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_carry_event_value_and_counters() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t");
+        let timings = Timings::new(Instant::now(), Some(&path)).unwrap();
+        timings.event(Event::Main);
+        timings.kvm_exit();
+        timings.epoll_return();
+        timings.epoll_return();
+        timings.mark(7);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(lines[0]["event"], "main");
+        assert_eq!(lines[0].get("value"), None);
+        assert_eq!(lines[1]["event"], "mark");
+        assert_eq!(lines[1]["value"], 7);
+        assert_eq!(lines[1]["kvm_exits"], 1);
+        assert_eq!(lines[1]["epoll_returns"], 2);
+    }
+}
