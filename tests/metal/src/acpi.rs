@@ -76,13 +76,14 @@ impl Register {
     }
 }
 
-/// The tables of this machine.
+/// The tables of this machine, each checked when it is asked for.
 pub struct Acpi {
-    tables: Vec<Table>,
+    root: Table,
+    entry_bytes: usize,
 }
 
 impl Acpi {
-    /// Reads the tables that the RSDP at this address leads to.
+    /// Follows the RSDP at this address.
     pub fn new(rsdp: u64) -> Self {
         assert!(rsdp != 0, "no RSDP in hvm_start_info");
         // SAFETY: the VMM says that the RSDP is there; 36 bytes is its size since ACPI 2.0.
@@ -96,23 +97,21 @@ impl Acpi {
             (Table::at(rsdp.u32(16).into()), 4)
         };
         assert_eq!(root.signature(), if entry_bytes == 8 { "XSDT" } else { "RSDT" });
-        let address = |offset| if entry_bytes == 8 { root.u64(offset) } else { root.u32(offset).into() };
-        let tables =
-            (36..root.0.len()).step_by(entry_bytes).map(|offset| Table::at(address(offset))).collect();
-        Self { tables }
+        Self { root, entry_bytes }
     }
 
-    fn find(&self, signature: &str) -> Option<Table> {
-        self.tables.iter().copied().find(|table| table.signature() == signature)
+    /// Addresses of the tables.
+    fn addresses(&self) -> impl Iterator<Item = u64> {
+        let offsets = (36..self.root.0.len()).step_by(self.entry_bytes);
+        offsets.map(
+            |offset| if self.entry_bytes == 8 { self.root.u64(offset) } else { self.root.u32(offset).into() },
+        )
     }
 
     fn table(&self, signature: &str) -> Table {
-        self.find(signature).unwrap_or_else(|| panic!("no ACPI table {signature}"))
-    }
-
-    /// Signatures of the tables, for printing.
-    pub fn signatures(&self) -> impl Iterator<Item = &str> {
-        self.tables.iter().map(Table::signature)
+        // SAFETY: every table begins with its signature; it is mapped, and nobody writes it.
+        let found = |address: &u64| unsafe { *(*address as *const [u8; 4]) } == *signature.as_bytes();
+        Table::at(self.addresses().find(found).unwrap_or_else(|| panic!("no ACPI table {signature}")))
     }
 
     /// ACPI 5.2.12.2, 5.2.12.12: APIC IDs of the enabled CPUs.
@@ -166,7 +165,7 @@ impl Acpi {
         let wide = if fadt.0.len() >= 148 { fadt.u64(140) } else { 0 };
         let dsdt = Table::at(if wide != 0 { wide } else { fadt.u32(40).into() });
         // ACPI 20.2.5: "_S5_", PackageOp, a one-byte length, the number of elements, the first.
-        let found = dsdt.0.windows(9).find(|code| &code[..5] == b"_S5_\x12");
+        let found = dsdt.0.windows(9).find(|code| code[0] == b'_' && &code[1..5] == b"S5_\x12");
         match found.expect("the DSDT has no _S5")[5..] {
             [_, _, 0x0A, value] => value,
             [_, _, value @ (0 | 1), _] => value,
@@ -174,10 +173,10 @@ impl Acpi {
         }
     }
 
-    /// Prints what was found.
+    /// Checks every table, and prints what was found.
     pub fn describe(&self) {
-        for signature in self.signatures() {
-            say!("acpi {signature}");
+        for table in self.addresses().map(Table::at) {
+            say!("acpi {}", table.signature());
         }
         say!("cpus {:?}", self.cpus());
     }

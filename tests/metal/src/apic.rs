@@ -1,6 +1,6 @@
 //! The local APIC (x2APIC where there is one), traps, and the start of further CPUs.
 //!
-//! Vectors 0..32 are exceptions: they end the guest with a line that names them. Vectors 32..64 are
+//! Vectors 0..32 are exceptions: they end the guest with a line that names them. Vectors 32..48 are
 //! interrupts: they are counted, acknowledged, and nothing else.
 
 use crate::{cpu, say, serial};
@@ -25,7 +25,7 @@ const COMMAND_HIGH: u32 = 0x31;
 
 const NMI: usize = 2;
 const FIRST_INTERRUPT: usize = 32;
-const VECTORS: usize = 64;
+const VECTORS: usize = 48;
 
 /// The page where boot.s expects the copy of its real-mode code, as a start-up IPI names it.
 const AP_TRAMPOLINE_PAGE: u32 = 0x10;
@@ -101,7 +101,7 @@ fn enable() {
     // SAFETY: only the APIC's mode changes, and nothing depends on it before this.
     unsafe { cpu::write_msr(APIC_BASE, cpu::read_msr(APIC_BASE) | mode) };
     X2APIC.store(x2apic, Ordering::Relaxed);
-    write(SPURIOUS, 0x100 | 0x3F);
+    write(SPURIOUS, 0x100 | 0x2F);
 }
 
 fn read(register: u32) -> u32 {
@@ -139,7 +139,7 @@ fn send(apic_id: u32, command: u32) {
     }
 }
 
-/// How often interrupt `vector` (32..64) came so far.
+/// How often interrupt `vector` (32..48) came so far.
 pub fn interrupts(vector: u8) -> u64 {
     INTERRUPTS[usize::from(vector)].load(Ordering::Acquire)
 }

@@ -1,4 +1,5 @@
 # From the PVH entry (32-bit protected mode, paging off, EBX = hvm_start_info) to 64-bit Rust.
+# The fewer instructions the better: a KVM without hardware support interprets each of them, at about 1 us.
 # AT&T syntax, since LLVM's Intel syntax has no far jump to a symbol.
 
 # The first stack follows the image (the heap of heap.rs comes behind it), so that it need not be cleared.
@@ -17,33 +18,7 @@
 _start:
     cli
     cld
-    # A VMM that resets in place does not reload the image, so .bss is cleared here and not trusted.
-    mov $__bss_start, %edi
-    mov $_end, %ecx
-    sub %edi, %ecx
-    add $3, %ecx
-    shr $2, %ecx
-    xor %eax, %eax
-    rep stosl
     mov $BOOT_STACK_TOP, %esp
-
-    # Identity map of the first 4 GiB in 2 MiB pages: 4 page directories of 512 entries.
-    mov $page_directories + 3, %eax
-    mov $page_directory_pointers, %edi
-    mov $4, %ecx
-1:  mov %eax, (%edi)
-    add $0x1000, %eax
-    add $8, %edi
-    loop 1b
-    mov $0x83, %eax
-    mov $page_directories, %edi
-    mov $2048, %ecx
-2:  mov %eax, (%edi)
-    add $0x200000, %eax
-    add $8, %edi
-    loop 2b
-    movl $page_directory_pointers + 3, page_map
-
     call enter_long_mode
     ljmp $0x08, $start64
 
@@ -130,12 +105,12 @@ ap_start64:
     ud2
 
 # ---- Traps --------------------------------------------------------------------------------------
-# 64 stubs of 16 bytes. Each leaves the same frame: registers, vector, error code, and what the CPU pushed.
+# 48 stubs of 16 bytes. Each leaves the same frame: registers, vector, error code, and what the CPU pushed.
 .align 16
 .global trap_stubs
 trap_stubs:
 .set vector, 0
-.rept 64
+.rept 48
     .align 16
     .if (vector == 8) || ((vector >= 10) && (vector <= 14)) || (vector == 17) || (vector == 21)
     .else
@@ -185,11 +160,19 @@ gdt_pointer:
     .word gdt_end - gdt - 1
     .long gdt
 
-.section .bss.boot, "aw", @nobits
+# Identity map of the first 4 GiB in 2 MiB pages. In .data and not built at start, which would take longer than
+# all the rest.
+.section .data.page_tables, "aw", @progbits
 .align 4096
 page_map:
-    .skip 4096
+    .quad page_directory_pointers + 3
+    .skip 511 * 8
 page_directory_pointers:
-    .skip 4096
+    .quad page_directories + 0x0003, page_directories + 0x1003, page_directories + 0x2003, page_directories + 0x3003
+    .skip 508 * 8
 page_directories:
-    .skip 4 * 4096
+.set page, 0
+.rept 4 * 512
+    .quad page + 0x83
+    .set page, page + 0x200000
+.endr
