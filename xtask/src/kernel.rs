@@ -71,6 +71,8 @@ pub struct Kernel {
     pub version: String,
     /// What to boot; Debian's is an ELF file with a PVH entry.
     pub image: PathBuf,
+    /// The same as its package ships it, a bzImage, where it came from a package.
+    pub compressed: Option<PathBuf>,
     /// The directory that has `lib/modules/VERSION`; without one all drivers are taken to be built in.
     root: Option<PathBuf>,
 }
@@ -81,7 +83,8 @@ impl Kernel {
         let root = cache::entry(flavour.package(), |dir| fetch(flavour.package(), dir))?;
         let version_file = root.join("version");
         let version = fs::read_to_string(&version_file).map_err(io_error(&version_file))?;
-        Ok(Self { version, image: root.join("vmlinux"), root: Some(root) })
+        let compressed = Some(root.join(format!("boot/vmlinuz-{version}")));
+        Ok(Self { version, image: root.join("vmlinux"), compressed, root: Some(root) })
     }
 
     /// A kernel of the user's own, compressed or not, with the modules of its version that are installed here.
@@ -93,7 +96,7 @@ impl Kernel {
             reason: "it is neither a bzImage nor an ELF file that tells its version",
         })?;
         let root = Path::new("/lib/modules").join(&version).is_dir().then(|| PathBuf::from("/"));
-        Ok(Self { version, image, root })
+        Ok(Self { version, image, compressed: None, root })
     }
 
     /// The files of the named modules and of all that they need, in loading order, each once. Built-in ones are left

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: all that must hold before a change lands, in one command.
 //!
 //! ```text
-//! packages ─► fmt ─► clippy ─► bare-metal guest ─► build ─► unit tests, doubles, VMM, QEMU ─► doc tests
+//! packages ─► fmt ─► clippy ─► kernels ─► bare-metal guest ─► build ─► unit tests, doubles, VMM, QEMU ─► doc tests
 //!          ─► tests that need a KVM that runs Linux (here, or on the emulated host) ─► the demo
 //! ```
 //!
@@ -26,6 +26,7 @@ use setting::Setting;
 use crate::cargo::{self, cargo};
 use crate::demo::Demo;
 use crate::explain::explain;
+use crate::kernel::{self, Flavour, Kernel};
 use crate::{interrupt, kvm_host, packages, workspace};
 
 /// Runs everything and prints the summary; `full` includes long tests. Whether nothing failed.
@@ -60,8 +61,14 @@ fn checks() -> Vec<Case> {
     vec![
         step("fmt", || run_cargo(cargo().args(["fmt", "--all", "--check"]))),
         step("clippy", || run_cargo(cargo().args(clippy))),
+        step("kernels", || kernels().map_err(|error| explain(&error))),
         step("bare-metal guest", || metal::build().map_err(|error| explain(&error))),
     ]
+}
+
+/// Fetched here, because the emulated host has no network.
+fn kernels() -> Result<(), kernel::Error> {
+    Kernel::debian(Flavour::Full).and_then(|_| Kernel::debian(Flavour::Cloud)).map(drop)
 }
 
 /// Builds and runs the tests; gives the skips they reported.
