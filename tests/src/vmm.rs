@@ -24,22 +24,23 @@ use crate::{metal, wait};
 #[derive(Debug)]
 pub struct Run {
     program: PathBuf,
+    memory: String,
     args: Vec<String>,
     dir: TempDir,
 }
 
 impl Run {
-    /// `program run` with the bare-metal guest, this command line, 64 MiB, and timings.
+    /// `program run` with the bare-metal guest and this command line.
     ///
     /// # Panics
     /// The guest cannot be built, or there is no room for a temporary directory.
     pub fn metal(program: impl Into<PathBuf>, cmdline: &str) -> Run {
         let image = metal::image().unwrap_or_else(|e| panic!("{e}"));
         let run = Run::new(program).option("--kernel", &image.display().to_string());
-        run.option("--cmdline", cmdline).option("--memory", "64M")
+        run.option("--cmdline", cmdline)
     }
 
-    /// `program run` with timings and nothing else.
+    /// `program run` with 64 MiB of RAM and timings.
     ///
     /// # Panics
     /// There is no room for a temporary directory.
@@ -47,12 +48,19 @@ impl Run {
         let dir = tempfile::Builder::new().prefix("outboard-").tempdir();
         let dir = dir.unwrap_or_else(|e| panic!("temporary directory: {e}"));
         let timings = dir.path().join("timings").display().to_string();
-        Run { program: program.into(), args: vec!["run".into()], dir }.option("--timings", &timings)
+        let run = Run { program: program.into(), memory: "64M".into(), args: Vec::new(), dir };
+        run.option("--timings", &timings)
     }
 
     /// Its directory, which lives as long as the VMM.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Gives the guest this much RAM.
+    pub fn memory(mut self, size: &str) -> Run {
+        size.clone_into(&mut self.memory);
+        self
     }
 
     /// Adds an option and its value.
@@ -77,6 +85,7 @@ impl Run {
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(&self.program)
+            .args(["run", "--memory", &self.memory])
             .args(&self.args)
             .current_dir(self.dir())
             .stdin(Stdio::piped())
