@@ -1,23 +1,22 @@
-//! `metal=badop`: an instruction that is right, and that a KVM without hardware support may not know.
+//! `metal=badop`: an instruction that no KVM can emulate: SSE arithmetic on a device register.
 //!
-//! On such a KVM the VMM must report an internal error with the address and the bytes of this code.
+//! The VMM must report an internal error with the address and the bytes of this code.
 
-use super::Outcome;
+use super::{Machine, Outcome};
 use crate::say;
 use core::arch::asm;
 
-pub fn run() -> Outcome {
+pub fn run(machine: &Machine) -> Outcome {
     say!("badop");
-    // SAFETY: turns SSE on (CR0.EM off, CR0.MP on, CR4.OSFXSR on) and zeroes a register that this
-    // soft-float program does not use.
+    // SAFETY: turns SSE on (CR0.EM off, CR0.MP on, CR4.OSFXSR on) and reads the configuration space of the
+    // host bridge into a register that this soft-float program does not use.
     unsafe {
         asm!(
             "mov {t}, cr0", "and {t}, -5", "or {t}, 2", "mov cr0, {t}",
             "mov {t}, cr4", "or {t}, 0x600", "mov cr4, {t}",
-            "xorps xmm0, xmm0",
-            t = out(reg) _, options(nostack),
+            "xorps xmm0, [rax]",
+            t = out(reg) _, in("rax") machine.acpi.ecam(), options(nostack),
         );
     }
-    say!("badop executed");
-    Ok(())
+    Err("an instruction that cannot be emulated was".into())
 }

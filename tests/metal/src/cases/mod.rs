@@ -56,7 +56,7 @@ pub fn run(machine: &Machine) -> Outcome {
         Some("reset") => stop::reset(machine),
         Some("panic") => stop::panic(),
         Some("triple") => stop::triple_fault(),
-        Some("badop") => badop::run(),
+        Some("badop") => badop::run(machine),
         Some("smp") => smp::run(machine),
         Some("rng") => rng::run(machine),
         Some("irq") => irq::run(machine),
