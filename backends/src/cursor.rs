@@ -61,6 +61,18 @@ impl Chain {
         Some(byte)
     }
 
+    /// Takes `bytes` (or all there are) off the front of the readable part: host I/O has carried them.
+    pub fn skip_readable(&mut self, bytes: usize) {
+        let (front, segments) = self.readable_mut();
+        skip(front, segments, bytes);
+    }
+
+    /// Takes `bytes` (or all there are) off the front of the writable part: host I/O has filled them.
+    pub fn skip_writable(&mut self, bytes: usize) {
+        let (front, segments) = self.writable_mut();
+        skip(front, segments, bytes);
+    }
+
     /// Bytes the device may still read.
     pub fn readable_bytes(&self) -> u64 {
         total(self.readable())
@@ -69,6 +81,14 @@ impl Chain {
     /// Bytes the device may still write.
     pub fn writable_bytes(&self) -> u64 {
         total(self.writable())
+    }
+}
+
+fn skip(front: &mut usize, segments: &mut [Segment], mut bytes: usize) {
+    while bytes > 0 {
+        let Some(segment) = segments.get_mut(*front) else { return };
+        bytes = bytes.saturating_sub(segment.take_front(bytes).len());
+        step_over_empty(front, segment);
     }
 }
 

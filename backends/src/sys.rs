@@ -73,6 +73,25 @@ pub fn getrandom(segment: &Segment) -> Result<u32, Errno> {
     repeat(|| unsafe { libc::getrandom(segment.as_ptr().cast(), segment.len(), 0) })
 }
 
+/// Locks a whole file for this open file description: for itself alone, or shared with other readers. The
+/// lock goes when the last descriptor of the description is closed, and is seen by every program that locks
+/// by `fcntl`.
+///
+/// # Errors
+/// `EAGAIN`: somebody else holds a lock that excludes this one; others: the file cannot be locked.
+pub fn lock_file(fd: BorrowedFd<'_>, exclusive: bool) -> Result<(), Errno> {
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    let lock = libc::flock {
+        l_type: i16::try_from(kind).map_err(|_| Errno::INVAL)?,
+        l_whence: 0,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the call reads the structure, which outlives it.
+    repeat(|| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } as isize).map(drop)
+}
+
 /// Takes over a descriptor that this program was started with, and closes it on exec.
 ///
 /// # Errors
