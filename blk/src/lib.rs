@@ -1,1 +1,16 @@
-//! blk
+//! The block device (virtio 1.3 §5.2): a disk for one virtual machine.
+//!
+//! ```text
+//! chain → request (what is asked, checked) → device (what becomes of it) → storage (bytes and offsets) → engine
+//! ```
+//! [`request`] is pure, [`device`] is the only part that knows both sides, and [`storage`] knows nothing of
+//! virtio: [`file`] is what implements it.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod device;
+pub mod file;
+pub mod request;
+pub mod storage;
+pub mod wire;

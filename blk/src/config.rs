@@ -1,0 +1,77 @@
+//! Options of `outboard-blk`.
+
+use std::path::PathBuf;
+
+use backends::daemon::{Failure, Program};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+use crate::device::Blk;
+use crate::file::{File, Image};
+use crate::wire::ID_BYTES;
+
+/// Most queues: a vhost-user message names one by a byte, and more than CPUs are of no use to a guest.
+const MAX_QUEUES: i64 = 256;
+
+/// What the command line adds to the options of every daemon.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// The disk: a raw image file or a block device; nobody else may use it meanwhile
+    #[arg(long, alias = "blk-file", value_name = "PATH")]
+    pub image: PathBuf,
+
+    /// Refuse writes, and share the image with others that only read it
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Pass the host's page cache by (O_DIRECT)
+    #[arg(long)]
+    pub direct: bool,
+
+    /// Request queues; a guest uses at most one for each of its CPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_QUEUES))]
+    pub queues: u16,
+
+    /// Serial number that the guest sees, of at most 20 letters, digits and signs
+    #[arg(long, value_name = "S", default_value = "", hide_default_value = true, value_parser = serial)]
+    pub serial: String,
+
+    /// Bytes of a logical block
+    #[arg(long, value_name = "BYTES", default_value = "512", value_parser = block_size())]
+    pub block_size: u32,
+}
+
+impl Program for Options {
+    type Device = Blk<File>;
+    const NAME: &'static str = "outboard-blk";
+    const TYPE: &'static str = "block";
+    const ABOUT: &'static str = "vhost-user block device: a raw image as the disk of one virtual machine";
+    const EXAMPLES: &'static str = "Examples:\n  \
+        outboard-blk --socket-path /run/outboard/vm1/disk.sock --image /var/lib/outboard/vm1.img --queues 4\n  \
+        outboard run ... --device blk,socket=/run/outboard/vm1/disk.sock\n  \
+        qemu-system-x86_64 ... -chardev socket,id=disk,path=/run/outboard/vm1/disk.sock -device vhost-user-blk-pci,chardev=disk";
+    const CAPABILITIES: &'static [&'static str] = &["read-only", "blk-file"];
+
+    fn open(self) -> Result<Blk<File>, Failure> {
+        let image = Image {
+            path: self.image,
+            read_only: self.read_only,
+            direct: self.direct,
+            block_bytes: self.block_size,
+        };
+        Ok(Blk::new(File::open(&image)?, self.queues, &self.serial))
+    }
+}
+
+fn block_size() -> impl TypedValueParser<Value = u32> {
+    PossibleValuesParser::new(["512", "4096"]).try_map(|value| value.parse::<u32>())
+}
+
+fn serial(value: &str) -> Result<String, String> {
+    if value.len() > ID_BYTES {
+        return Err(format!("{} bytes are too long; use at most {ID_BYTES}", value.len()));
+    }
+    if !value.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("only printable ASCII without blanks can be shown to a guest".to_owned());
+    }
+    Ok(value.to_owned())
+}
