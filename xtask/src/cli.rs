@@ -29,6 +29,8 @@ pub enum Command {
     },
     /// Check and test everything, as CI does.
     Test(Test),
+    /// Measure, ours against others'.
+    Bench(Bench),
     /// Run a command on a host whose KVM runs Linux: this one, or an emulated one.
     KvmHost(KvmHost),
 }
@@ -106,6 +108,30 @@ pub struct Test {
     /// Also the tests that take long (`#[ignore]`).
     #[arg(long)]
     pub full: bool,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Ours and the peer's figures are measured in turn, round by round; the ratio is the median of the
+rounds. Measure on a quiet machine: a compiler beside it costs three to fifteen times.
+
+The exit code is 0 when every row holds its floor, else 1.
+
+Examples:
+  cargo xtask bench
+  cargo xtask bench engine --rounds 9
+  cargo xtask bench engine.uring --json")]
+pub struct Bench {
+    /// Rows, or suites of them; all without any.
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Print one JSON array of rows instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// How often each is measured.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub rounds: usize,
 }
 
 /// Where to run; without either, this host when its KVM can run Linux.

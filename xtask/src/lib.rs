@@ -13,6 +13,7 @@
 //! and dies with us.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cache;
 pub mod cargo;
 pub mod cli;

@@ -13,6 +13,8 @@ use xtask::emulated::EmulatedHost;
 use xtask::explain::explain;
 use xtask::{cargo, interrupt, kvm_host, packages};
 
+/// As clap has it.
+const BAD_OPTION: u8 = 2;
 /// Packages are missing, and we may not install them.
 const PACKAGES_MISSING: u8 = 3;
 /// A command could not be run at all; as env(1) and timeout(1) have it.
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo(options).into(),
         Command::DemoBoot { plan } => demo_boot(&plan),
         Command::Test(options) => test(options.full).into(),
+        Command::Bench(options) => bench(&options).into(),
         Command::KvmHost(options) => kvm_host(&options).into(),
     }
 }
@@ -68,6 +71,16 @@ fn test(full: bool) -> u8 {
         Err(error) => {
             complain(&error);
             if matches!(error, packages::Error::Missing { .. }) { PACKAGES_MISSING } else { 1 }
+        }
+    }
+}
+
+fn bench(options: &cli::Bench) -> u8 {
+    match xtask::bench::run(&options.names, options.rounds, options.json) {
+        Ok(all_hold) => u8::from(!all_hold),
+        Err(error) => {
+            complain(&error);
+            BAD_OPTION
         }
     }
 }
