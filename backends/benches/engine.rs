@@ -33,8 +33,12 @@ fn main() {
     let mut number = |default: u64| args.next().and_then(|arg| arg.parse().ok()).unwrap_or(default);
     let (rounds, mebibytes) = (number(5), number(256));
     let disk = Disk::new(mebibytes << 20);
-    let variants: [(&str, fn(&Disk)); 4] =
-        [("raw", raw), ("uring", |d| engine(d, EngineKind::IoUring)), ("async", tasks), ("epoll", |d| engine(d, EngineKind::Epoll))];
+    let variants: [(&str, fn(&Disk)); 4] = [
+        ("raw", raw),
+        ("uring", |d| engine(d, EngineKind::IoUring)),
+        ("async", tasks),
+        ("epoll", |d| engine(d, EngineKind::Epoll)),
+    ];
     for round in 0..rounds {
         for (name, run) in variants {
             let (wall, cpu) = (Instant::now(), cpu_seconds());
@@ -42,7 +46,9 @@ fn main() {
             let (wall, cpu) = (wall.elapsed().as_secs_f64(), cpu_seconds() - cpu);
             let kiops = REQUESTS as f64 / wall / 1e3;
             let cpu_us = cpu * 1e6 / REQUESTS as f64;
-            println!("{{\"variant\":\"{name}\",\"round\":{round},\"kiops\":{kiops:.1},\"cpu_us\":{cpu_us:.3}}}");
+            println!(
+                "{{\"variant\":\"{name}\",\"round\":{round},\"kiops\":{kiops:.1},\"cpu_us\":{cpu_us:.3}}}"
+            );
         }
     }
 }
@@ -63,7 +69,8 @@ impl Disk {
     fn new(bytes: u64) -> Disk {
         let dir = std::env::var_os("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, Into::into);
         let path = dir.join(format!("engine-bench-{}", std::process::id()));
-        let file = File::options().read(true).write(true).create_new(true).open(&path).expect("a file to read");
+        let file =
+            File::options().read(true).write(true).create_new(true).open(&path).expect("a file to read");
         std::fs::remove_file(&path).expect("the file was just made");
         let chunk = vec![7; 1 << 20];
         (0..bytes >> 20).for_each(|at| file.write_all_at(&chunk, at << 20).expect("room on the disk"));
@@ -71,7 +78,11 @@ impl Disk {
         let fd = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
         ftruncate(&fd, size_bytes).expect("a memfd grows");
         let region = MemoryRegion { guest_addr: 0, size_bytes, user_addr: 0, mmap_offset: 0 };
-        Disk { file, blocks: bytes / u64::from(BLOCK), memory: Memory::map(vec![(region, fd)]).expect("memory") }
+        Disk {
+            file,
+            blocks: bytes / u64::from(BLOCK),
+            memory: Memory::map(vec![(region, fd)]).expect("memory"),
+        }
     }
 
     fn fd(&self) -> RawFd {
@@ -133,7 +144,10 @@ fn read_entry(disk: &Disk, slot: u32, number: u64) -> io_uring::squeue::Entry {
     let buffer = disk.buffer(slot);
     // The first field of an iovec is the address; this bench alone needs it as a pointer.
     let address = address(&buffer);
-    opcode::Read::new(Fd(disk.fd()), address, BLOCK).offset(disk.offset(number)).build().user_data(u64::from(slot))
+    opcode::Read::new(Fd(disk.fd()), address, BLOCK)
+        .offset(disk.offset(number))
+        .build()
+        .user_data(u64::from(slot))
 }
 
 fn address(segment: &Segment) -> *mut u8 {

@@ -20,6 +20,7 @@ pub mod cursor;
 pub mod daemon;
 pub mod device;
 pub mod engine;
+pub mod log;
 pub mod memory;
 pub mod notify;
 pub mod options;

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use crate::device::Device;
 use crate::engine::EngineKind;
+use crate::log::Gate;
 use crate::memory::{Memory, MemoryError};
 use crate::notify::Signal;
 use crate::proto::transport::MESSAGE_DEADLINE;
@@ -42,6 +43,9 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the daemon's end waits for it.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long an accept that failed for want of descriptors or memory is left alone.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// Where front-ends come from.
 #[derive(Debug)]
 pub enum Endpoint {
@@ -58,6 +62,15 @@ pub struct Server<D: Device> {
     memory: Arc<Memory>,
     stats: Vec<Arc<QueueStats>>,
     patience: Duration,
+    gates: Gates,
+}
+
+/// One a class of log lines that a front-end can cause.
+#[derive(Debug, Default)]
+struct Gates {
+    connections: Gate,
+    refusals: Gate,
+    accepts: Gate,
 }
 
 /// Why a connection ended, if it was not the front-end's wish.
@@ -79,7 +92,14 @@ impl<D: Device> Server<D> {
         let device = Arc::new(device);
         let stats = (0..device.queues()).map(|_| Arc::default()).collect();
         let workers = Workers::new(Arc::clone(&device), engine);
-        Server { device, workers, memory: Arc::default(), stats, patience: DRAIN_PATIENCE }
+        Server {
+            device,
+            workers,
+            memory: Arc::default(),
+            stats,
+            patience: DRAIN_PATIENCE,
+            gates: Gates::default(),
+        }
     }
 
     /// Counters, by queue.
@@ -99,9 +119,15 @@ impl<D: Device> Server<D> {
             Endpoint::Listening(listener) => {
                 listener.set_nonblocking(true)?;
                 while wait(listener.as_fd(), end, None)? == Wake::Ready {
-                    if let Some(stream) = accept(&listener)?
-                        && self.serve_front_end(stream, end)
-                    {
+                    let stream = match listener.accept() {
+                        Ok((stream, _)) => stream,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                        Err(error) => {
+                            self.accept_failed(&error, end)?;
+                            continue;
+                        }
+                    };
+                    if self.serve_front_end(stream, end) {
                         break;
                     }
                 }
@@ -110,9 +136,21 @@ impl<D: Device> Server<D> {
         Ok(())
     }
 
+    /// A connection that went away before it was accepted, or for which there is no descriptor or memory now,
+    /// ends nothing: it waits in the backlog, and so do we for a moment.
+    fn accept_failed(&mut self, error: &io::Error, end: BorrowedFd<'_>) -> io::Result<()> {
+        if let Some(left_out) = self.gates.accepts.pass(Instant::now()) {
+            tracing::warn!(%error, left_out, "Front-end could not be accepted, trying again");
+        }
+        wait(end, end, Some(Instant::now() + ACCEPT_PAUSE)).map(drop)
+    }
+
     /// One connection, from first to last message. `true`: the daemon was asked to end.
     fn serve_front_end(&mut self, stream: UnixStream, end: BorrowedFd<'_>) -> bool {
-        tracing::info!("Front-end connected");
+        let told = self.gates.connections.pass(Instant::now());
+        if let Some(left_out) = told {
+            tracing::info!(left_out, "Front-end connected");
+        }
         let mut session = Session::new(self.offer());
         let over = match Connection::new(stream) {
             Ok(mut connection) => self.converse(&mut session, &mut connection, end),
@@ -124,7 +162,9 @@ impl<D: Device> Server<D> {
         }
         session.close(self);
         self.memory = Arc::default();
-        tracing::info!(reason = %over, "Front-end disconnected");
+        if told.is_some() {
+            tracing::info!(reason = %over, "Front-end disconnected");
+        }
         asked
     }
 
@@ -166,7 +206,7 @@ impl<D: Device> Server<D> {
         let request = match Request::decode(header, &payload, fds.len()) {
             Ok(request) => request,
             Err(error) => {
-                tracing::warn!(%error, "Message refused");
+                self.tell_refused(&error);
                 drop(fds);
                 // Not knowing the request we cannot know whether it waits for an answer.
                 return if wants_ack {
@@ -183,13 +223,19 @@ impl<D: Device> Server<D> {
             Ok(None) => Ok(()),
             Err(refusal @ Refusal::Drain(_)) => Err(Hangup::Refused(refusal)),
             Err(refusal) => {
-                tracing::warn!(%refusal, "Message refused");
+                self.tell_refused(&refusal);
                 match (wants_ack, answered) {
                     (true, _) => send(connection, header, &Reply::U64(1)),
                     (false, true) => Err(Hangup::Refused(refusal)),
                     (false, false) => Ok(()),
                 }
             }
+        }
+    }
+
+    fn tell_refused(&mut self, reason: &dyn std::fmt::Display) {
+        if let Some(left_out) = self.gates.refusals.pass(Instant::now()) {
+            tracing::warn!(%reason, left_out, "Message refused");
         }
     }
 
@@ -264,18 +310,6 @@ fn send(connection: &mut Connection, to: Header, reply: &Reply) -> Result<(), Ha
     let payload = reply.payload();
     let header = Header::reply(to.request, payload.len());
     Ok(connection.send(header, &payload, &[], Instant::now() + MESSAGE_DEADLINE)?)
-}
-
-/// A connection that went away before it was accepted, or for which there is no descriptor now, is no error.
-fn accept(listener: &UnixListener) -> io::Result<Option<UnixStream>> {
-    match listener.accept() {
-        Ok((stream, _)) => Ok(Some(stream)),
-        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
-            Ok(None)
-        }
-        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(None),
-        Err(e) => Err(e),
-    }
 }
 
 /// What ended a wait.

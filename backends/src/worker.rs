@@ -141,6 +141,8 @@ struct Duty {
     due: bool,
     /// Whoever waits for the queue to be stopped.
     stopping: Option<SyncSender<u16>>,
+    /// Starts when the one before has drained: its front-end went without waiting for that.
+    successor: Option<(Queue, Arc<OwnedFd>)>,
 }
 
 impl<H: Handler> Round<H> {
@@ -225,6 +227,14 @@ impl<H: Handler> Round<H> {
     fn start(&mut self, queue: Queue, kick: Arc<OwnedFd>) {
         let index = queue.index();
         let at = usize::from(index);
+        if self.duties.len() <= at {
+            self.duties.resize_with(at.saturating_add(1), Duty::default);
+        }
+        let Some(duty) = self.duties.get_mut(at) else { return };
+        if self.queues.get(index).is_some() {
+            duty.successor = Some((queue, kick));
+            return;
+        }
         if let Err(error) = self.engine.watch(kick.as_fd(), Interest::Read, Token(u32::from(index))) {
             tracing::warn!(queue = index, %error, "Kick descriptor cannot be polled; the queue will not be served");
         }
@@ -232,21 +242,21 @@ impl<H: Handler> Round<H> {
             // Whoever served the ring before may have ended between the used index and the interrupt.
             queue.raise_call();
         }
-        if self.duties.len() <= at {
-            self.duties.resize_with(at.saturating_add(1), Duty::default);
-        }
         self.queues.insert(queue);
-        if let Some(duty) = self.duties.get_mut(at) {
-            *duty = Duty { kick: Some(kick), due: true, stopping: None };
-        }
+        *duty = Duty { kick: Some(kick), due: true, ..Duty::default() };
     }
 
     fn stop(&mut self, index: u16, answer: SyncSender<u16>) {
-        let Some(queue) = self.queues.get(index) else { return };
-        self.handler.quiesce(queue);
-        if let Some(duty) = self.duties.get_mut(usize::from(index)) {
-            (duty.due, duty.stopping) = (false, Some(answer));
+        let (Some(queue), Some(duty)) = (self.queues.get(index), self.duties.get_mut(usize::from(index)))
+        else {
+            return;
+        };
+        if let Some((waiting, _)) = duty.successor.take() {
+            let _ = answer.send(waiting.base());
+            return;
         }
+        self.handler.quiesce(queue);
+        (duty.due, duty.stopping) = (false, Some(answer));
     }
 
     /// A queue's part of a round: its turn if one is due, then what a batch of completions owes the driver.
@@ -273,7 +283,7 @@ impl<H: Handler> Round<H> {
         else {
             return;
         };
-        let Duty { kick, stopping, .. } = std::mem::take(duty);
+        let Duty { kick, stopping, successor, .. } = std::mem::take(duty);
         if let Some(kick) = kick {
             self.engine.unwatch(kick.as_fd(), Token(u32::from(index)));
         }
@@ -281,5 +291,8 @@ impl<H: Handler> Round<H> {
         drop(queue);
         // Whoever asked may have stopped waiting.
         let _ = stopping.map(|answer| answer.send(base));
+        if let Some((queue, kick)) = successor {
+            self.start(queue, kick);
+        }
     }
 }

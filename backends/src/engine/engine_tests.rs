@@ -114,6 +114,22 @@ fn an_eventfd_is_reported_at_each_raise_without_being_read() {
 }
 
 #[test]
+fn the_end_of_a_watch_does_not_end_the_next_one_of_the_same_name() {
+    for kind in KINDS {
+        let mut engine = Engine::<Owner>::new(kind).unwrap();
+        let [old, new] = [(); 2].map(|()| eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+        engine.watch(old.as_fd(), Interest::Read, Token(5)).unwrap();
+        engine.wait(false).unwrap();
+        engine.unwatch(old.as_fd(), Token(5));
+        engine.watch(new.as_fd(), Interest::Read, Token(5)).unwrap();
+        for _ in 0..2 {
+            rustix::io::write(&new, &1u64.to_ne_bytes()).unwrap();
+            assert!(matches!(next(&mut engine), Event::Ready(Token(5))), "{kind:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_ready_already_is_reported_once() {
     for kind in KINDS {
         let mut engine = Engine::<Owner>::new(kind).unwrap();

@@ -21,8 +21,11 @@ const ENTRIES: u32 = 256;
 /// Completions that wait without overflowing: every request of a few full queues, and kicks.
 const COMPLETIONS: u32 = 4096;
 
+/// User data: the kind of entry, then a slab number, or a watch's token and generation. A generation tells
+/// the end of an old watch from events of a new one with the same token.
 const POLL: u64 = 1 << 32;
 const IGNORED: u64 = 2 << 32;
+const GENERATION_SHIFT: u32 = 34;
 
 /// Times in a row that a poll may end by itself. It happens when completions overflow; a file that is always
 /// ready and never wakes anybody (/dev/zero) ends each poll at once, and would be polled for ever.
@@ -32,11 +35,14 @@ const MAX_ENDINGS: u8 = 8;
 pub(crate) struct Uring {
     ring: IoUring,
     watches: Vec<Watch>,
+    /// Watches begun so far, within the bits that user data has for it.
+    generation: u64,
 }
 
 #[derive(Clone, Copy)]
 struct Watch {
     token: Token,
+    user_data: u64,
     fd: RawFd,
     events: u32,
     /// Polls that ended by themselves since the last one that goes on.
@@ -54,7 +60,7 @@ impl Uring {
             .setup_taskrun_flag()
             .build(ENTRIES)
             .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(ENTRIES))?;
-        Ok(Uring { ring, watches: Vec::new() })
+        Ok(Uring { ring, watches: Vec::new(), generation: 0 })
     }
 
     pub(crate) fn watch(&mut self, fd: BorrowedFd<'_>, interest: Interest, token: Token) -> io::Result<()> {
@@ -63,17 +69,24 @@ impl Uring {
             Interest::Write => libc::POLLOUT,
             Interest::Both => libc::POLLIN | libc::POLLOUT,
         };
-        let watch = Watch { token, fd: fd.as_raw_fd(), events: u32::from(events.unsigned_abs()), endings: 0 };
-        self.watches.retain(|other| other.token != token);
+        self.generation = (self.generation + 1) % (1 << (u64::BITS - GENERATION_SHIFT));
+        let user_data = self.generation << GENERATION_SHIFT | POLL | u64::from(token.0);
+        let watch = Watch {
+            token,
+            user_data,
+            fd: fd.as_raw_fd(),
+            events: u32::from(events.unsigned_abs()),
+            endings: 0,
+        };
         self.watches.push(watch);
         self.push(poll_entry(watch));
         Ok(())
     }
 
     pub(crate) fn unwatch(&mut self, token: Token) {
-        self.watches.retain(|watch| watch.token != token);
-        let entry = opcode::PollRemove::new(POLL | u64::from(token.0)).build().user_data(IGNORED);
-        self.push(entry);
+        let Some(at) = self.watches.iter().position(|watch| watch.token == token) else { return };
+        let watch = self.watches.swap_remove(at);
+        self.push(opcode::PollRemove::new(watch.user_data).build().user_data(IGNORED));
         // The poll holds its descriptor open until it is gone: let it go before the caller closes it.
         let _ = self.ring.submit();
     }
@@ -182,10 +195,7 @@ impl Watch {
 }
 
 fn poll_entry(watch: Watch) -> squeue::Entry {
-    opcode::PollAdd::new(Fd(watch.fd), watch.events)
-        .multi(true)
-        .build()
-        .user_data(POLL | u64::from(watch.token.0))
+    opcode::PollAdd::new(Fd(watch.fd), watch.events).multi(true).build().user_data(watch.user_data)
 }
 
 /// One segment goes without a list: the kernel has one thing less to copy.
