@@ -7,6 +7,9 @@
 //!
 //! `cargo bench -p backends --bench engine -- [ROUNDS] [MEBIBYTES]`
 
+// Slots are numbers below 128 that the ring carries as 64 bits.
+#![allow(clippy::cast_possible_truncation)]
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -28,12 +31,14 @@ const BLOCK: u32 = 4096;
 const DEPTH: u32 = 128;
 const REQUESTS: u64 = 1_000_000;
 
+type Variant = fn(&Disk);
+
 fn main() {
     let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
     let mut number = |default: u64| args.next().and_then(|arg| arg.parse().ok()).unwrap_or(default);
     let (rounds, mebibytes) = (number(5), number(256));
     let disk = Disk::new(mebibytes << 20);
-    let variants: [(&str, fn(&Disk)); 4] = [
+    let variants: [(&str, Variant); 4] = [
         ("raw", raw),
         ("uring", |d| engine(d, EngineKind::IoUring)),
         ("async", tasks),
@@ -99,11 +104,11 @@ impl Disk {
     }
 }
 
-struct Slot(u32, Segment);
+struct Slot(Segment);
 
 impl Buffers for Slot {
     fn segments(&self) -> &[Segment] {
-        std::slice::from_ref(&self.1)
+        std::slice::from_ref(&self.0)
     }
 }
 
@@ -111,7 +116,7 @@ fn engine(disk: &Disk, kind: EngineKind) {
     let mut engine = Engine::new(kind).expect("an engine");
     let mut begun = 0;
     for slot in 0..DEPTH {
-        engine.submit(disk.fd(), Op::Read { offset: disk.offset(begun) }, Slot(slot, disk.buffer(slot)));
+        engine.submit(disk.fd(), Op::Read { offset: disk.offset(begun) }, Slot(disk.buffer(slot)));
         begun += 1;
     }
     let mut done = 0;

@@ -273,14 +273,23 @@ impl Session {
         host: &mut H,
         change: impl FnOnce(&mut H) -> Result<(), MemoryError>,
     ) -> Answer {
+        let mut stopped = Vec::new();
         for (index, ring) in (0..).zip(&mut self.rings) {
             if ring.state == RingState::Running {
                 ring.base = host.stop_ring(index)?;
                 ring.state = RingState::Stopped;
+                stopped.push(index);
             }
         }
         let changed = change(host);
         self.reconcile_all(host)?;
+        for index in stopped {
+            let ring = self.ring(u32::from(index))?;
+            if ring.state == RingState::Stopped {
+                // Its memory was taken from under it.
+                ring.error.raise();
+            }
+        }
         changed.map(|()| None).map_err(Refusal::from)
     }
 
@@ -370,8 +379,7 @@ impl Session {
         for index in 0..u32::from(self.offer.queues) {
             if let Err(refusal) = self.reconcile(index, host) {
                 // Not the fault of this message: the ring is left out of memory by it, and stays stopped.
-                tracing::warn!(queue = index, %refusal, "Ring cannot go on");
-                self.ring(index)?.error.raise();
+                tracing::debug!(queue = index, %refusal, "Ring cannot go on");
             }
         }
         Ok(None)

@@ -217,6 +217,8 @@ impl<H: Handler> Round<H> {
                 Command::SetCall(index, call) => {
                     if let Some(queue) = self.queues.get(index) {
                         queue.set_call(call);
+                        // What was published since the driver turned to the new one went to the old one.
+                        queue.raise_call();
                     }
                 }
                 Command::Exit => self.running = false,

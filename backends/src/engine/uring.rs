@@ -144,12 +144,10 @@ impl Uring {
                 let done = u32::try_from(data).ok().and_then(|key| slab.remove(key));
                 events.extend(done.map(|owner| Event::Done(owner, outcome(entry.result()))));
             } else if data & POLL != 0 {
-                // The low half of the user data is the token.
-                #[allow(clippy::cast_possible_truncation)]
-                let token = Token(data as u32);
-                let Some(watch) = self.watches.iter_mut().find(|watch| watch.token == token) else {
+                let Some(watch) = self.watches.iter_mut().find(|watch| watch.user_data == data) else {
                     continue;
                 };
+                let token = watch.token;
                 match watch.after(&entry) {
                     Next::GoesOn => events.push_back(Event::Ready(token)),
                     Next::Ended => {
