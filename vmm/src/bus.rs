@@ -1,7 +1,14 @@
 //! Where the exits of a vCPU go: ports and addresses to the few things that live in this process.
 //!
 //! Called by all vCPU threads at once. What belongs to nobody reads as all ones and swallows writes, as on a PC.
-#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
 
 use std::sync::Arc;
 

@@ -2,12 +2,19 @@
 //! daemon of its own.
 
 pub mod boot;
+pub mod builder;
 pub mod bus;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod error;
 pub mod kvm;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 pub mod pci;
 pub mod power;
 pub mod serial;
 pub mod terminal;
 pub mod timings;
+pub mod vhost;

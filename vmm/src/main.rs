@@ -1,1 +1,5 @@
-fn main() {}
+//! `outboard`: see `outboard --help` and [`outboard::cli`].
+
+fn main() -> std::process::ExitCode {
+    outboard::cli::main()
+}

@@ -19,6 +19,9 @@ use crate::layout;
 /// Least RAM a machine may have: the legacy megabyte and one more for a kernel.
 pub const MIN_RAM_BYTES: u64 = 2 << 20;
 
+/// Most RAM a machine may have: as many pages as KVM takes in one region.
+pub const MAX_RAM_BYTES: u64 = ((1 << 31) - 1) * layout::PAGE_BYTES;
+
 /// Why guest RAM could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -28,8 +31,8 @@ pub enum MemoryError {
     /// Not a whole number of pages.
     #[error("--memory {0}: not a multiple of the page size, {page} bytes", page = layout::PAGE_BYTES)]
     NotPages(u64),
-    /// More than a process can map.
-    #[error("--memory {0}: more than this host can map into one process")]
+    /// More than [`MAX_RAM_BYTES`].
+    #[error("--memory {0}: too large, a machine takes at most {MAX_RAM_BYTES} bytes (8T less one page)")]
     TooLarge(u64),
     /// memfd, seals or mapping refused by the host.
     #[error("--memory {bytes}: the host refused to {step}: {cause}; use less memory or raise its limits")]
@@ -118,7 +121,7 @@ pub fn check_size(bytes: u64) -> Result<(), MemoryError> {
     if bytes < MIN_RAM_BYTES {
         return Err(MemoryError::TooSmall(bytes));
     }
-    if i64::try_from(bytes).is_err() {
+    if bytes > MAX_RAM_BYTES {
         return Err(MemoryError::TooLarge(bytes));
     }
     Ok(())
@@ -161,7 +164,7 @@ mod tests {
         assert!(matches!(check_size(0), Err(MemoryError::TooSmall(0))));
         assert!(matches!(check_size(MIN_RAM_BYTES - 4096), Err(MemoryError::TooSmall(_))));
         assert!(matches!(check_size((64 << 20) + 1), Err(MemoryError::NotPages(_))));
-        assert!(matches!(check_size(1 << 63), Err(MemoryError::TooLarge(_))));
+        assert!(matches!(check_size(MAX_RAM_BYTES + 4096), Err(MemoryError::TooLarge(_))));
         assert!(check_size(MIN_RAM_BYTES).is_ok());
     }
 

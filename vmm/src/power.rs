@@ -1,7 +1,14 @@
 //! The ports by which a guest switches off, resets, or says that it panicked.
 //!
 //! Pure: a port and a byte in, what the guest wants out. The machine decides what becomes of it.
-#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
 
 use crate::boot::acpi::{RESET_VALUE, SLEEP_TYPE_S5};
 use crate::layout;
@@ -56,6 +63,7 @@ pub fn read(port: u16) -> Option<u8> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

@@ -3,7 +3,14 @@
 //! Out: each byte the guest sends is written at once to standard output or a file. In: what the main loop reads
 //! from standard input, as much as the 64-byte FIFO takes; [`SerialPort::drained`] tells when there is room again.
 //! Interrupts go by irqfd. With `--serial off` none of this exists and the ports read as all ones.
-#![deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -179,6 +186,7 @@ fn offset(port: u16) -> Option<u8> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

@@ -56,7 +56,7 @@ fn memory_of_a_wrong_size() {
 
 #[test]
 fn more_memory_or_cpus_than_there_can_be() {
-    refused(&["--memory", "8000000T"], 3, &["--memory", "use less memory"]);
+    refused(&["--memory", "8000000T"], 2, &["--memory", "at most"]);
     refused(&["--memory", "64M", "--cpus", "0"], 2, &["--cpus 0"]);
     refused(&["--memory", "64M", "--cpus", "255"], 2, &["--cpus 255"]);
     refused(&["--memory", "64M", "--cpus", "-1"], 2, &["-1"]);

@@ -208,30 +208,30 @@ impl Vcpu {
     pub fn run(&mut self, bus: &Bus, stop: &AtomicBool) -> Option<VcpuEvent> {
         let cpu = self.index;
         loop {
-            let event = match self.fd.run() {
-                Ok(exit) => {
-                    bus.timings().kvm_exit();
-                    match exit {
-                        VcpuExit::IoOut(port, data) => bus.io_write(port, data).map(VcpuEvent::Request),
-                        VcpuExit::IoIn(port, data) => answered(bus.io_read(port, data)),
-                        VcpuExit::MmioWrite(gpa, data) => answered(bus.mmio_write(gpa, data)),
-                        VcpuExit::MmioRead(gpa, data) => answered(bus.mmio_read(gpa, data)),
-                        VcpuExit::Intr => None,
-                        VcpuExit::InternalError => Some(VcpuEvent::Crash(self.internal_error())),
-                        other => Some(end(cpu, &other)),
-                    }
-                }
+            let exit = match self.fd.run() {
+                Ok(exit) => exit,
                 // EAGAIN: a vCPU that waited for its start-up message has just got it.
                 Err(cause) if matches!(cause.errno(), libc::EINTR | libc::EAGAIN) => {
-                    if stop.load(Ordering::Acquire) {
-                        return None;
+                    match stop.load(Ordering::Acquire) {
+                        true => return None,
+                        false => continue,
                     }
-                    None
                 }
-                Err(cause) => Some(VcpuEvent::Crash(Crash::Run { cpu, cause })),
+                Err(cause) => return Some(VcpuEvent::Crash(Crash::Run { cpu, cause })),
             };
-            if event.is_some() {
-                return event;
+            bus.timings().kvm_exit();
+            match exit {
+                VcpuExit::IoIn(port, data) => bus.io_read(port, data),
+                VcpuExit::MmioRead(gpa, data) => bus.mmio_read(gpa, data),
+                VcpuExit::MmioWrite(gpa, data) => bus.mmio_write(gpa, data),
+                VcpuExit::IoOut(port, data) => {
+                    if let Some(request) = bus.io_write(port, data) {
+                        return Some(VcpuEvent::Request(request));
+                    }
+                }
+                VcpuExit::Intr => {}
+                VcpuExit::InternalError => return Some(VcpuEvent::Crash(self.internal_error())),
+                other => return Some(end(cpu, &other)),
             }
         }
     }
@@ -252,11 +252,6 @@ impl Vcpu {
         self.ram.memory().read_slice(&mut code, GuestAddress(translation.physical_address)).ok()?;
         Some(code)
     }
-}
-
-/// An exit that needed no more than an answer.
-fn answered((): ()) -> Option<VcpuEvent> {
-    None
 }
 
 /// The event of an exit after which the guest does not go on.

@@ -1,0 +1,155 @@
+//! From a [`Plan`] to a running machine, one type a step.
+//!
+//! ```text
+//! Plan ─open─► Opened ─create─► Created ─load─► Loaded ─attach─► Attached ─start─► Machine
+//!      files          VM and RAM        kernel          devices           vCPUs
+//! ```
+//! A step that fails drops what the earlier ones made, so that nothing is left behind. Cheap mistakes come first:
+//! files are opened before KVM is asked for anything.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvm_ioctls::Kvm;
+use tracing::info;
+
+use crate::boot::linux::BootFiles;
+use crate::boot::{Entry, acpi};
+use crate::bus::Bus;
+use crate::config::{OnReset, Plan};
+use crate::error::{Error, system};
+use crate::kvm::irq::IrqRouter;
+use crate::kvm::vcpu::Vcpu;
+use crate::kvm::{self, KvmError, Vm, cpuid};
+use crate::layout;
+use crate::machine::{Machine, Parts};
+use crate::memory::GuestRam;
+use crate::pci::PciRoot;
+use crate::serial::{SerialMode, SerialPort};
+use crate::timings::{Event, Timings};
+use crate::vhost::{self, VhostPciDevice};
+
+/// Builds and starts the machine; `start` is when the process began.
+pub fn start(plan: Plan, start: Instant) -> Result<Machine, Error> {
+    Opened::open(plan, start)?.create()?.load()?.attach()?.start()
+}
+
+/// The operator's files are open.
+struct Opened {
+    plan: Plan,
+    files: BootFiles,
+    serial: Option<Arc<SerialPort>>,
+    timings: Arc<Timings>,
+}
+
+/// The virtual machine exists, with RAM and interrupt controllers.
+struct Created {
+    opened: Opened,
+    kvm: Kvm,
+    vm: Vm,
+}
+
+/// The kernel is in RAM.
+struct Loaded {
+    created: Created,
+    acpi: Vec<u8>,
+    entry: Entry,
+}
+
+/// Every device answered and sits on the bus.
+struct Attached {
+    loaded: Loaded,
+    pci: Arc<PciRoot>,
+    devices: Vec<Arc<VhostPciDevice>>,
+}
+
+impl Opened {
+    fn open(plan: Plan, start: Instant) -> Result<Opened, Error> {
+        let path = plan.timings.as_deref();
+        let timings = Timings::new(start, path).map_err(|cause| Error::OutputFile {
+            option: "--timings",
+            path: path.map(Into::into).unwrap_or_default(),
+            cause,
+        })?;
+        timings.event(Event::Main);
+        let files = BootFiles::open(&plan.kernel, plan.initrd.as_deref(), &plan.cmdline)?;
+        let serial = SerialPort::open(&plan.serial).map_err(|cause| match &plan.serial {
+            SerialMode::File(path) => Error::OutputFile { option: "--serial", path: path.clone(), cause },
+            _ => Error::System { what: "open the serial line", cause },
+        })?;
+        Ok(Opened { plan, files, serial: serial.map(Arc::new), timings: Arc::new(timings) })
+    }
+
+    fn create(self) -> Result<Created, Error> {
+        let kvm = kvm::open()?;
+        let (asked, most) = (self.plan.cpus, kvm.get_max_vcpus());
+        if usize::from(asked) > most {
+            return Err(KvmError::Cpus { asked, most }.into());
+        }
+        let vm = kvm::create(&kvm)?;
+        self.timings.event(Event::KvmReady);
+        let vm = Vm::new(vm, GuestRam::new(self.plan.memory_bytes)?)?;
+        self.timings.event(Event::Memory);
+        if let Some(serial) = &self.serial {
+            vm.fd()
+                .register_irqfd(serial.irq().for_kvm(), layout::COM1_GSI)
+                .map_err(kvm::call("KVM_IRQFD"))?;
+        }
+        Ok(Created { opened: self, kvm, vm })
+    }
+}
+
+impl Created {
+    fn load(self) -> Result<Loaded, Error> {
+        let opened = &self.opened;
+        let acpi = acpi::tables(opened.plan.cpus, opened.serial.is_some());
+        let entry = opened.files.load(self.vm.ram(), &acpi)?;
+        opened.timings.event(Event::KernelLoaded);
+        Ok(Loaded { created: self, acpi, entry })
+    }
+}
+
+impl Loaded {
+    fn attach(self) -> Result<Attached, Error> {
+        let vm = &self.created.vm;
+        let irq = Arc::new(IrqRouter::new(Arc::clone(vm.fd())));
+        let pci = Arc::new(PciRoot::new());
+        let mut devices = Vec::new();
+        for spec in &self.created.opened.plan.devices {
+            let device = vhost::connect(spec, vm.ram(), vm.fd(), &irq)?;
+            let slot = pci.add(Arc::clone(&device) as _)?;
+            info!(id = spec.id, slot, "device attached");
+            devices.push(device);
+        }
+        self.created.opened.timings.event(Event::Devices);
+        Ok(Attached { loaded: self, pci, devices })
+    }
+}
+
+impl Attached {
+    fn start(self) -> Result<Machine, Error> {
+        let Attached { loaded: Loaded { created: Created { opened, kvm, vm }, acpi, entry }, pci, devices } =
+            self;
+        let cpuid = cpuid::Template::new(&kvm, opened.plan.cpus)?;
+        let vcpus = (0..opened.plan.cpus)
+            .map(|index| Vcpu::new(&vm, &cpuid, index))
+            .collect::<Result<Vec<_>, _>>()?;
+        vm.show_ram()?;
+        let bus = Bus::new(Arc::clone(&pci), opened.serial.clone(), Arc::clone(&opened.timings));
+        let stdin = opened.serial.is_some() && opened.plan.serial == SerialMode::Stdio;
+        let parts = Parts {
+            reboots: opened.plan.on_reset == OnReset::Reboot,
+            files: opened.files,
+            acpi,
+            vm,
+            bus: Arc::new(bus),
+            pci,
+            devices,
+            serial: opened.serial,
+            stdin,
+            timings: opened.timings,
+        };
+        kvm::vcpu::install_kick_handler().map_err(system("install a signal handler"))?;
+        Machine::start(parts, vcpus, entry)
+    }
+}

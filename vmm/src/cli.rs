@@ -1,0 +1,150 @@
+//! The command line: what the operator types, and the one line that answers a mistake.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+use crate::config::RunOptions;
+use crate::error::{EXIT_OPTION, Error};
+use crate::{builder, check};
+
+const EXAMPLES: &str = "\
+Examples:
+  A Linux with a serial console and nothing else:
+    outboard run --kernel vmlinuz --initrd initrd.img --memory 512M --cmdline console=ttyS0
+
+  With a disk and a source of entropy, each served by a daemon of its own:
+    outboard-blk --image disk.img --socket-path /run/vm/blk.sock &
+    outboard-rng --socket-path /run/vm/rng.sock &
+    outboard run --kernel vmlinuz --initrd initrd.img --memory 1G --cpus 2 \\
+        --device blk,socket=/run/vm/blk.sock --device rng,socket=/run/vm/rng.sock \\
+        --cmdline 'console=ttyS0 root=/dev/vda'
+
+  The same from a file, whose keys are the names of the options:
+    outboard run --config vm.toml
+      kernel = \"vmlinuz\"
+      memory = \"1G\"
+      cpus = 2
+      device = [\"blk,socket=/run/vm/blk.sock\", \"rng,socket=/run/vm/rng.sock\"]
+
+On a terminal, Ctrl-A then X ends the machine.
+
+Exit codes: 0 the guest switched off or a signal asked to end, 1 failure, 2 bad option, 3 this host cannot,
+4 a device failed at start, 5 the guest crashed or KVM could not go on, 6 the guest's kernel panicked.";
+
+/// A slim KVM core whose devices are vhost-user daemons
+#[derive(Parser)]
+#[command(name = "outboard", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a virtual machine
+    #[command(after_help = EXAMPLES)]
+    Run(Box<RunOptions>),
+    /// Say whether this host can run virtual machines, and what to do if not
+    Check {
+        /// Print the answer as JSON too
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// The whole program: parses, runs, and turns an error into one line and its exit code.
+pub fn main() -> ExitCode {
+    let start = Instant::now();
+    match parse().and_then(|command| execute(command, start)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Shown(code)) => code,
+        Err(Stop::Error(error)) => {
+            eprintln!("outboard: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+/// Why there is nothing more to do.
+enum Stop {
+    /// Help or the version was asked for and printed.
+    Shown(ExitCode),
+    Error(Error),
+}
+
+impl<E: Into<Error>> From<E> for Stop {
+    fn from(error: E) -> Stop {
+        Stop::Error(error.into())
+    }
+}
+
+fn execute(command: Command, start: Instant) -> Result<(), Stop> {
+    match command {
+        Command::Run(options) => {
+            log_to_stderr();
+            let plan = options.into_plan()?;
+            builder::start(plan, start)?.run()?;
+        }
+        Command::Check { json } => check::run(json)?,
+    }
+    Ok(())
+}
+
+/// Warnings and what follows them; the guest's own words go elsewhere.
+fn log_to_stderr() {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_max_level(tracing::Level::WARN)
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+fn parse() -> Result<Command, Stop> {
+    match Cli::try_parse() {
+        Ok(cli) => Ok(cli.command),
+        Err(error) => {
+            let help_only = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+            if error.use_stderr() && !help_only {
+                return Err(Error::Usage(one_line(&error.render().to_string())).into());
+            }
+            // A closed pipe is no reason to complain about help that nobody reads.
+            let _ = error.print();
+            let code = if help_only { ExitCode::from(EXIT_OPTION) } else { ExitCode::SUCCESS };
+            Err(Stop::Shown(code))
+        }
+    }
+}
+
+/// The message of the parser without its usage and its line breaks.
+fn one_line(message: &str) -> String {
+    let message = message.split("\n\nUsage:").next().unwrap_or(message);
+    let message = message.split("\n\nFor more").next().unwrap_or(message);
+    let words: Vec<&str> = message.trim_start_matches("error: ").split_whitespace().collect();
+    format!("{}; see --help", words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_message_of_the_parser_becomes_one_line() {
+        let Err(error) = Cli::try_parse_from(["outboard", "run", "--cpus", "many"]) else {
+            panic!("--cpus many was accepted");
+        };
+        let line = one_line(&error.render().to_string());
+        assert_eq!(line, "invalid value 'many' for '--cpus <N>': invalid digit found in string; see --help");
+    }
+}

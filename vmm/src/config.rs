@@ -1,0 +1,271 @@
+//! `outboard run`: from options and a configuration file to a validated [`Plan`].
+//!
+//! The same options stand on the command line and, with the same names and the same values, in a TOML file; the
+//! command line wins, and devices of both are joined. Everything that can be refused without touching the host is
+//! refused here, with the option, its value and the cure; what leaves here names files that may still be missing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::memory::{self, MemoryError};
+use crate::serial::SerialMode;
+use crate::vhost::DeviceSpec;
+
+/// Most CPUs of a machine: APIC ids of 8 bits, less the broadcast address and one for the I/O APIC.
+pub const MAX_CPUS: u8 = 254;
+/// Most devices: the slots of a PCI bus but the host bridge's.
+pub const MAX_DEVICES: usize = 31;
+
+/// Options of `outboard run`, as given.
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RunOptions {
+    /// Take options from this TOML file; its keys are the names of these options
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// The kernel: an ELF with a PVH entry point (vmlinux), or a bzImage
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The initramfs
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT")]
+    cmdline: Option<String>,
+    /// Guest RAM in bytes, or with K, M, G or T behind the number (powers of 1024)
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N")]
+    cpus: Option<u8>,
+    /// A device of the guest: TYPE,socket=PATH[,id=NAME][,queues=N][,queue-size=N]; may be repeated.
+    /// `queues` counts virtqueues; without it the daemon's answer decides
+    #[arg(long = "device", value_name = "DEVICE")]
+    #[serde(default)]
+    device: Vec<String>,
+    /// The serial line (COM1): stdio, off, or file=PATH [default: stdio]
+    #[arg(long, value_name = "WHERE")]
+    serial: Option<String>,
+    /// When the guest resets: reboot it, or exit [default: reboot]
+    #[arg(long, value_name = "ACTION")]
+    on_reset: Option<OnReset>,
+    /// Write when things happened, and how many KVM exits and wake-ups there were, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    timings: Option<PathBuf>,
+}
+
+/// What a reset by the guest leads to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnReset {
+    /// The machine starts again.
+    #[default]
+    Reboot,
+    /// The VMM ends as if the guest had switched off.
+    Exit,
+}
+
+/// Why options cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Nothing to run.
+    #[error("--kernel is missing: give a kernel, --kernel vmlinux or --kernel bzImage")]
+    NoKernel,
+    /// How much?
+    #[error("--memory is missing: give the size of guest RAM, for example --memory 512M")]
+    NoMemory,
+    /// Not a size.
+    #[error(
+        "--memory {0}: not a size; give a number of bytes, or a number with K, M, G or T, for example 512M"
+    )]
+    BadSize(String),
+    /// A size no machine can have.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// None, or more than APIC ids.
+    #[error("--cpus {0}: give a number from 1 to {MAX_CPUS}")]
+    Cpus(u8),
+    /// Not a serial mode.
+    #[error("--serial {value}: {cure}")]
+    Serial {
+        /// As given.
+        value: String,
+        /// What can be given.
+        cure: String,
+    },
+    /// A NUL would end it early.
+    #[error("--cmdline: holds a NUL character; leave it out")]
+    NulInCmdline,
+    /// Not a device.
+    #[error("--device {value}: {cause}")]
+    Device {
+        /// As given.
+        value: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The same name or socket twice.
+    #[error("--device {value}: {what} is already used by --device {first}; {cure}")]
+    Twice {
+        /// The second device, as given.
+        value: String,
+        /// The first, as given.
+        first: String,
+        /// Name or socket.
+        what: String,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// The bus is full.
+    #[error("--device: {0} devices, a machine takes at most {MAX_DEVICES}")]
+    TooManyDevices(usize),
+    /// The file cannot be read.
+    #[error("--config {path}: {cause}", path = path.display())]
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// What the host said.
+        cause: std::io::Error,
+    },
+    /// The file cannot be understood.
+    #[error("--config {path}, line {line}: {cause}", path = path.display())]
+    Toml {
+        /// Its path.
+        path: PathBuf,
+        /// Where.
+        line: usize,
+        /// What is wrong there.
+        cause: String,
+    },
+}
+
+/// A machine that could be built.
+#[derive(Debug)]
+pub struct Plan {
+    /// Kernel file.
+    pub kernel: PathBuf,
+    /// Initramfs file.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Guest RAM, a multiple of the page size.
+    pub memory_bytes: u64,
+    /// vCPUs, 1 to [`MAX_CPUS`].
+    pub cpus: u8,
+    /// Devices in the order of their PCI slots; no id and no socket stands here twice.
+    pub devices: Vec<DeviceSpec>,
+    /// Where COM1 leads.
+    pub serial: SerialMode,
+    /// What a reset leads to.
+    pub on_reset: OnReset,
+    /// Where events are written.
+    pub timings: Option<PathBuf>,
+}
+
+impl RunOptions {
+    /// Reads the configuration file, if there is one, and validates everything.
+    pub fn into_plan(self) -> Result<Plan, ConfigError> {
+        match self.config.as_deref().map(from_file).transpose()? {
+            Some(file) => self.over(file).validate(),
+            None => self.validate(),
+        }
+    }
+
+    /// These options, and those of `file` where these are silent.
+    fn over(self, file: RunOptions) -> RunOptions {
+        RunOptions {
+            config: None,
+            kernel: self.kernel.or(file.kernel),
+            initrd: self.initrd.or(file.initrd),
+            cmdline: self.cmdline.or(file.cmdline),
+            memory: self.memory.or(file.memory),
+            cpus: self.cpus.or(file.cpus),
+            device: [file.device, self.device].concat(),
+            serial: self.serial.or(file.serial),
+            on_reset: self.on_reset.or(file.on_reset),
+            timings: self.timings.or(file.timings),
+        }
+    }
+
+    fn validate(self) -> Result<Plan, ConfigError> {
+        let kernel = self.kernel.ok_or(ConfigError::NoKernel)?;
+        let memory_bytes = parse_size(&self.memory.ok_or(ConfigError::NoMemory)?)?;
+        memory::check_size(memory_bytes)?;
+        let cpus = self.cpus.unwrap_or(1);
+        if cpus == 0 || cpus > MAX_CPUS {
+            return Err(ConfigError::Cpus(cpus));
+        }
+        let cmdline = self.cmdline.unwrap_or_default();
+        if cmdline.contains('\0') {
+            return Err(ConfigError::NulInCmdline);
+        }
+        Ok(Plan {
+            kernel,
+            initrd: self.initrd,
+            cmdline,
+            memory_bytes,
+            cpus,
+            devices: parse_devices(&self.device)?,
+            serial: parse_serial(self.serial.as_deref())?,
+            on_reset: self.on_reset.unwrap_or_default(),
+            timings: self.timings,
+        })
+    }
+}
+
+/// A number of bytes, or a number with K, M, G or T behind it.
+fn parse_size(text: &str) -> Result<u64, ConfigError> {
+    let bad = || ConfigError::BadSize(text.to_owned());
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..).unwrap_or_default() {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        _ => return Err(bad()),
+    };
+    digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift)).ok_or_else(bad)
+}
+
+fn parse_serial(text: Option<&str>) -> Result<SerialMode, ConfigError> {
+    let Some(text) = text else { return Ok(SerialMode::Stdio) };
+    text.parse().map_err(|cure| ConfigError::Serial { value: text.to_owned(), cure })
+}
+
+fn parse_devices(texts: &[String]) -> Result<Vec<DeviceSpec>, ConfigError> {
+    if texts.len() > MAX_DEVICES {
+        return Err(ConfigError::TooManyDevices(texts.len()));
+    }
+    let mut devices = Vec::with_capacity(texts.len());
+    let mut seen = BTreeMap::new();
+    for text in texts {
+        let device = DeviceSpec::from_str(text)
+            .map_err(|cause| ConfigError::Device { value: text.clone(), cause: cause.to_string() })?;
+        let id = (format!("the name {}", device.id), "give it another one with id=NAME");
+        let socket =
+            (format!("the socket {}", device.socket.display()), "start a second daemon on another socket");
+        for (what, cure) in [id, socket] {
+            if let Some(first) = seen.insert(what.clone(), text.clone()) {
+                return Err(ConfigError::Twice { value: text.clone(), first, what, cure });
+            }
+        }
+        devices.push(device);
+    }
+    Ok(devices)
+}
+
+fn from_file(path: &Path) -> Result<RunOptions, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|cause| ConfigError::File { path: path.to_owned(), cause })?;
+    toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.lines().count().max(1) + usize::from(before.ends_with('\n'));
+        ConfigError::Toml { path: path.to_owned(), line, cause: error.message().replace('\n', " ") }
+    })
+}

@@ -1,0 +1,257 @@
+//! The running machine: one thread that waits for everything that is not the data path.
+//!
+//! It wakes for the vCPUs' last words, for signals, for the keyboard, and when a daemon's connection ends; while
+//! devices merely work it sleeps (`--timings` counts its wake-ups). It ends with `Ok` when the guest switched off
+//! or the operator asked, with an error otherwise. The process ends right after it, which stops the vCPU threads.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use tracing::info;
+
+use crate::boot::Entry;
+use crate::boot::linux::BootFiles;
+use crate::bus::Bus;
+use crate::error::{Error, system};
+use crate::kvm::vcpu::{Outbox, Vcpu, VcpuEvent, VcpuThread};
+use crate::kvm::{self, Vm};
+use crate::pci::PciRoot;
+use crate::power::Request;
+use crate::serial::SerialPort;
+use crate::terminal::{Fed, Input};
+use crate::timings::{Event, Timings};
+use crate::vhost::VhostPciDevice;
+
+/// What wakes the loop. Devices follow from [`TOKEN_DEVICE`].
+const TOKEN_VCPU: u64 = 0;
+const TOKEN_SIGNAL: u64 = 1;
+const TOKEN_STDIN: u64 = 2;
+const TOKEN_DRAINED: u64 = 3;
+const TOKEN_DEVICE: u64 = 4;
+/// Events taken at one wake-up.
+const EVENTS: usize = 16;
+
+/// All of a machine but its vCPUs.
+pub struct Parts {
+    /// Whether a reset starts the machine again.
+    pub reboots: bool,
+    /// Kernel and initramfs, for a reboot.
+    pub files: BootFiles,
+    /// ACPI tables, for a reboot.
+    pub acpi: Vec<u8>,
+    /// The virtual machine.
+    pub vm: Vm,
+    /// Where exits go.
+    pub bus: Arc<Bus>,
+    /// The PCI bus.
+    pub pci: Arc<PciRoot>,
+    /// Its devices.
+    pub devices: Vec<Arc<VhostPciDevice>>,
+    /// The serial line.
+    pub serial: Option<Arc<SerialPort>>,
+    /// Whether standard input is its keyboard.
+    pub stdin: bool,
+    /// Events and counters.
+    pub timings: Arc<Timings>,
+}
+
+/// A machine whose vCPUs run.
+pub struct Machine {
+    parts: Parts,
+    vcpus: Vec<VcpuThread>,
+    outbox: Arc<Outbox>,
+    events: Receiver<VcpuEvent>,
+    wake: Arc<kvm::event::Event>,
+    signals: UnixStream,
+    input: Option<Input>,
+    listening: bool,
+    epoll: OwnedFd,
+}
+
+/// Whether the loop goes on.
+enum Next {
+    Wait,
+    End,
+}
+
+impl Machine {
+    /// Starts the vCPUs, the boot CPU at `entry`.
+    pub fn start(parts: Parts, vcpus: Vec<Vcpu>, entry: Entry) -> Result<Machine, Error> {
+        let (outbox, events, wake) = Outbox::new().map_err(system("make an eventfd"))?;
+        let signals = signal_stream().map_err(system("install signal handlers"))?;
+        let input =
+            if parts.stdin { Some(Input::open().map_err(system("set up the terminal"))?) } else { None };
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system("make an epoll instance"))?;
+        let (vcpu_threads, listening) = (Vec::new(), false);
+        let mut machine =
+            Machine { parts, vcpus: vcpu_threads, outbox, events, wake, signals, input, listening, epoll };
+        machine.watch_all().map_err(system("watch events"))?;
+        if !machine.listen(true)? {
+            machine.on_stdin(Input::read_into)?;
+        }
+        machine.run_vcpus(vcpus, entry)?;
+        Ok(machine)
+    }
+
+    /// Waits until the guest or the operator ends the machine.
+    pub fn run(mut self) -> Result<(), Error> {
+        let result = self.wait();
+        self.parts.timings.event(Event::Exit);
+        result
+    }
+
+    fn wait(&mut self) -> Result<(), Error> {
+        loop {
+            let mut events = Vec::with_capacity(EVENTS);
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => self.parts.timings.epoll_return(),
+                Err(cause) => return Err(system("wait for events")(cause)),
+            }
+            for event in events {
+                if let Next::End = self.handle(event.data.u64())? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, token: u64) -> Result<Next, Error> {
+        match token {
+            TOKEN_VCPU => return self.on_vcpu(),
+            TOKEN_SIGNAL => {
+                info!("asked to end by a signal");
+                return Ok(Next::End);
+            }
+            TOKEN_STDIN => return self.on_stdin(Input::read_into),
+            TOKEN_DRAINED => return self.on_drained(),
+            token => {
+                let device =
+                    usize::try_from(token - TOKEN_DEVICE).ok().and_then(|i| self.parts.devices.get(i));
+                device.inspect(|device| device.on_socket_event());
+            }
+        }
+        Ok(Next::Wait)
+    }
+
+    /// Takes what a vCPU said. The first word counts: after it the machine ends, or starts again.
+    fn on_vcpu(&mut self) -> Result<Next, Error> {
+        self.wake.take();
+        let Ok(event) = self.events.try_recv() else { return Ok(Next::Wait) };
+        match event {
+            VcpuEvent::Request(Request::PowerOff) => {
+                self.parts.timings.event(Event::PowerOff);
+                Ok(Next::End)
+            }
+            VcpuEvent::Request(Request::Reset) if self.parts.reboots => self.reboot().map(|()| Next::Wait),
+            VcpuEvent::Request(Request::Reset) => Ok(Next::End),
+            VcpuEvent::Request(Request::Panic) => Err(Error::GuestPanic),
+            VcpuEvent::Crash(crash) => Err(crash.into()),
+            VcpuEvent::Lost => Err(Error::VcpuLost),
+        }
+    }
+
+    /// Stops everything, puts it back as it was at power-on, and starts again.
+    fn reboot(&mut self) -> Result<(), Error> {
+        info!("the guest resets");
+        let stopped: Option<Vec<Vcpu>> = self.vcpus.drain(..).map(VcpuThread::stop).collect();
+        let mut vcpus = stopped.ok_or(Error::VcpuLost)?;
+        // What the others said while they were being stopped belongs to the machine that is gone.
+        while self.events.try_recv().is_ok() {}
+        let parts = &self.parts;
+        // Devices first: after this none of them writes into the RAM that is about to be cleared.
+        parts.pci.reset();
+        parts.vm.reset_irqchips()?;
+        parts.vm.ram().clear().map_err(system("clear guest RAM"))?;
+        let entry = parts.files.load(parts.vm.ram(), &parts.acpi)?;
+        vcpus.iter_mut().try_for_each(Vcpu::reset)?;
+        self.run_vcpus(vcpus, entry)
+    }
+
+    fn run_vcpus(&mut self, vcpus: Vec<Vcpu>, entry: Entry) -> Result<(), Error> {
+        if let Some(boot) = vcpus.first() {
+            boot.enter(entry)?;
+        }
+        self.parts.timings.event(Event::FirstEntry);
+        for vcpu in vcpus {
+            let thread = vcpu.spawn(Arc::clone(&self.parts.bus), Arc::clone(&self.outbox));
+            self.vcpus.push(thread.map_err(system("start a vCPU thread"))?);
+        }
+        Ok(())
+    }
+
+    /// There is room in the FIFO again: hand over what waited, and listen to standard input again.
+    fn on_drained(&mut self) -> Result<Next, Error> {
+        if let Some(serial) = &self.parts.serial {
+            serial.drained().take();
+        }
+        self.on_stdin(Input::flush_into)
+    }
+
+    /// Feeds the guest until its FIFO is full or standard input has nothing more to say for now.
+    fn on_stdin(&mut self, mut feed: fn(&mut Input, &SerialPort) -> Fed) -> Result<Next, Error> {
+        while let (Some(input), Some(serial)) = (&mut self.input, &self.parts.serial) {
+            match feed(input, serial) {
+                Fed::Quit => return Ok(Next::End),
+                Fed::Waiting | Fed::Closed => {
+                    self.listen(false)?;
+                    break;
+                }
+                Fed::All if self.listen(true)? => break,
+                // A regular file is always readable and cannot be waited for.
+                Fed::All => feed = Input::read_into,
+            }
+        }
+        Ok(Next::Wait)
+    }
+
+    /// Adds standard input to what wakes the loop, or takes it away: a closed pipe would wake it for ever.
+    /// Returns false when this input cannot be waited for.
+    fn listen(&mut self, on: bool) -> Result<bool, Error> {
+        let Some(input) = &self.input else { return Ok(true) };
+        if on != self.listening {
+            let changed = match on {
+                true => watch(&self.epoll, input.fd(), TOKEN_STDIN, EventFlags::IN),
+                false => epoll::delete(&self.epoll, input.fd()),
+            };
+            match changed {
+                Ok(()) => self.listening = on,
+                Err(rustix::io::Errno::PERM) => return Ok(false),
+                Err(cause) => return Err(system("watch standard input")(cause)),
+            }
+        }
+        Ok(true)
+    }
+
+    fn watch_all(&self) -> rustix::io::Result<()> {
+        watch(&self.epoll, self.wake.as_fd(), TOKEN_VCPU, EventFlags::IN)?;
+        watch(&self.epoll, self.signals.as_fd(), TOKEN_SIGNAL, EventFlags::IN)?;
+        if let Some(serial) = &self.parts.serial {
+            watch(&self.epoll, serial.drained().as_fd(), TOKEN_DRAINED, EventFlags::IN)?;
+        }
+        for (token, device) in (TOKEN_DEVICE..).zip(&self.parts.devices) {
+            // Only its end: answers belong to the vCPU thread that asked, and would wake the loop for nothing.
+            // Edge triggered, because a connection that has ended stays so.
+            let flags = EventFlags::RDHUP | EventFlags::ET;
+            watch(&self.epoll, device.connection_fd(), token, flags)?;
+        }
+        Ok(())
+    }
+}
+
+fn watch(epoll: &OwnedFd, fd: BorrowedFd, token: u64, flags: EventFlags) -> rustix::io::Result<()> {
+    epoll::add(epoll, fd, EventData::new_u64(token), flags)
+}
+
+/// A socket that becomes readable with the first signal that asks the VMM to end.
+fn signal_stream() -> io::Result<UnixStream> {
+    let (read, write) = UnixStream::pair()?;
+    for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
+        signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+    }
+    Ok(read)
+}
