@@ -1,0 +1,291 @@
+//! A device whose brain is elsewhere: a PCI function on one side, a connection to a daemon on the other.
+//!
+//! There is one such device for all types. The data path does not come by here: the daemon has the guest's
+//! memory, the kick eventfds and the call eventfds. What does come by is the start of a driver, its reset, a
+//! write to the configuration space, and the end of the daemon. Each is one conversation with one deadline
+//! ([`RUN_DEADLINE`]), held in the vCPU thread that asked for it. Configuration space is read from a copy that
+//! was made at connect.
+//!
+//! A daemon that is mute, lies or dies is *failed*: the connection is shut down, it is said in the log once,
+//! the driver is told (NEEDS_RESET), and this device answers no driver any more. A ring that does not lie in
+//! guest memory, and a daemon that refuses something, cost the driver its session, and after a reset it may try
+//! again.
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backends::proto::MemoryRegion;
+use rustix::net::{Shutdown, shutdown};
+
+use super::frontend::{Frontend, FrontendError, RingAddresses, within};
+use crate::memory::GuestRam;
+use crate::pci::PciDevice;
+use crate::pci::common::{F_RING_PACKED, Queue};
+use crate::pci::virtio::{Backend, Fault, Ring, VirtioPci};
+
+/// How long a vCPU waits at most for the daemon of the device it touches.
+pub const RUN_DEADLINE: Duration = Duration::from_secs(1);
+/// Where guest-physical address 0 lies in the address space that ring addresses are given in. The protocol
+/// wants addresses of the front-end, but any will do that agree; these do not tell a daemon where this process
+/// has its memory, and none of them is 0, which some back-ends take for "not set".
+const USER_BASE: u64 = 1 << 44;
+
+/// A device on the PCI bus with its daemon.
+pub struct VhostPciDevice {
+    id: String,
+    /// The same socket as the function's connection, to be watched without its lock.
+    socket: Arc<OwnedFd>,
+    function: VirtioPci<VhostBackend>,
+}
+
+impl VhostPciDevice {
+    pub(super) fn new(id: String, socket: Arc<OwnedFd>, function: VirtioPci<VhostBackend>) -> VhostPciDevice {
+        VhostPciDevice { id, socket, function }
+    }
+
+    /// Its name, as the user gave it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The connection to the daemon, to be watched for its end.
+    pub fn connection_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Something happened on the connection. A daemon says nothing unasked, so it has failed, unless it was an
+    /// answer that a vCPU thread has already taken.
+    pub fn on_socket_event(&self) {
+        // The driver has been told, and there is nobody else to tell.
+        let _ = self.function.with_backend(VhostBackend::look);
+    }
+}
+
+impl PciDevice for VhostPciDevice {
+    fn place(&self, bar: u32) {
+        self.function.place(bar);
+    }
+
+    fn config_read(&self, offset: usize, data: &mut [u8]) {
+        self.function.config_read(offset, data);
+    }
+
+    fn config_write(&self, offset: usize, data: &[u8]) {
+        self.function.config_write(offset, data);
+    }
+
+    fn bar(&self) -> Option<u64> {
+        self.function.bar()
+    }
+
+    fn bar_read(&self, offset: u64, data: &mut [u8]) {
+        self.function.bar_read(offset, data);
+    }
+
+    fn bar_write(&self, offset: u64, data: &[u8]) {
+        self.function.bar_write(offset, data);
+    }
+
+    fn reset(&self) {
+        self.function.reset();
+    }
+}
+
+/// The daemon, as the PCI function sees it.
+pub(super) struct VhostBackend {
+    id: String,
+    socket: Arc<OwnedFd>,
+    frontend: Frontend,
+    ram: Arc<GuestRam>,
+    config: Vec<u8>,
+    /// Rings the daemon has.
+    started: BTreeSet<u16>,
+    failed: bool,
+    /// A driver's mistake has been said; a guest must not be able to fill the log.
+    driver_blamed: bool,
+}
+
+impl VhostBackend {
+    pub(super) fn new(
+        id: String,
+        socket: Arc<OwnedFd>,
+        frontend: Frontend,
+        ram: Arc<GuestRam>,
+        config: Vec<u8>,
+    ) -> VhostBackend {
+        let started = BTreeSet::new();
+        VhostBackend { id, socket, frontend, ram, config, started, failed: false, driver_blamed: false }
+    }
+
+    /// Looks whether the daemon is still there.
+    fn look(&mut self) -> Result<(), Fault> {
+        if self.failed {
+            return Ok(());
+        }
+        let seen = self.frontend.look();
+        self.judge(seen)
+    }
+
+    /// Turns what the conversation came to into what the driver has to know.
+    fn judge<T>(&mut self, outcome: Result<T, FrontendError>) -> Result<T, Fault> {
+        outcome.map_err(|error| {
+            if error.is_refusal() {
+                self.blame_driver(&format!("the daemon did not take what the driver set up: {error}"));
+                return Fault::Driver;
+            }
+            self.fail(&error);
+            Fault::Device
+        })
+    }
+
+    fn fail(&mut self, error: &FrontendError) {
+        if !std::mem::replace(&mut self.failed, true) {
+            tracing::error!("device {}: failed, its driver was told: {error}", self.id);
+            // It may be closed already; what counts is that nothing more is read from it.
+            let _ = shutdown(&*self.socket, Shutdown::Both);
+        }
+    }
+
+    fn blame_driver(&mut self, what: &str) {
+        if !std::mem::replace(&mut self.driver_blamed, true) {
+            tracing::warn!("device {}: {what} (said once)", self.id);
+        }
+    }
+
+    fn refuse_if_failed(&self) -> Result<(), Fault> {
+        if self.failed { Err(Fault::Device) } else { Ok(()) }
+    }
+
+    /// Where the daemon finds the parts of a ring, if they lie aligned in guest memory.
+    fn addresses(&mut self, ring: &Ring<'_>, features: u64) -> Result<RingAddresses, Fault> {
+        let found = locate(&self.ram, &ring.queue, features & F_RING_PACKED != 0);
+        found.ok_or_else(|| {
+            self.blame_driver(&format!("queue {} does not lie aligned in guest memory", ring.index));
+            Fault::Driver
+        })
+    }
+
+    fn start_all(
+        &mut self,
+        features: u64,
+        rings: &[(&Ring<'_>, RingAddresses)],
+        deadline: Instant,
+    ) -> Result<(), FrontendError> {
+        for (ring, at) in rings {
+            // From the first message on there may be something to stop.
+            self.started.insert(ring.index);
+            self.frontend.start_ring(ring, *at, features, deadline)?;
+        }
+        self.frontend.fence(deadline)
+    }
+}
+
+impl Backend for VhostBackend {
+    fn start(&mut self, features: u64, rings: &[Ring<'_>]) -> Result<(), Fault> {
+        self.refuse_if_failed()?;
+        let mut located = Vec::with_capacity(rings.len());
+        for ring in rings {
+            located.push((ring, self.addresses(ring, features)?));
+        }
+        let deadline = within(RUN_DEADLINE);
+        let ram = Arc::clone(&self.ram);
+        let begun = self.frontend.begin(features, &regions(&ram), ram.fd(), deadline);
+        let outcome = begun.and_then(|()| self.start_all(features, &located, deadline));
+        self.judge(outcome)
+    }
+
+    fn start_ring(&mut self, features: u64, ring: &Ring<'_>) -> Result<(), Fault> {
+        self.refuse_if_failed()?;
+        let at = self.addresses(ring, features)?;
+        let outcome = self.start_all(features, &[(ring, at)], within(RUN_DEADLINE));
+        self.judge(outcome)
+    }
+
+    fn stop_ring(&mut self, index: u16) -> Result<(), Fault> {
+        if self.failed || !self.started.remove(&index) {
+            return Ok(());
+        }
+        let outcome = self.frontend.stop_ring(index, within(RUN_DEADLINE));
+        self.judge(outcome)
+    }
+
+    fn stop(&mut self) -> Result<(), Fault> {
+        let started = std::mem::take(&mut self.started);
+        if self.failed {
+            return Ok(());
+        }
+        let deadline = within(RUN_DEADLINE);
+        let outcome = started.into_iter().try_for_each(|index| self.frontend.stop_ring(index, deadline));
+        self.judge(outcome)
+    }
+
+    fn config(&self) -> &[u8] {
+        &self.config
+    }
+
+    /// A write that the daemon refuses, or that reaches beyond the space, changes nothing.
+    fn write_config(&mut self, offset: usize, data: &[u8]) -> Result<(), Fault> {
+        let end = offset.checked_add(data.len());
+        let inside = end.is_some_and(|end| end <= self.config.len()) && !data.is_empty();
+        let Some(wire_offset) = u32::try_from(offset).ok().filter(|_| inside && !self.failed) else {
+            return Ok(());
+        };
+        match self.frontend.set_config(wire_offset, data, within(RUN_DEADLINE)) {
+            Ok(true) => {
+                let place = self.config.get_mut(offset..).unwrap_or_default();
+                place.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+                Ok(())
+            }
+            Ok(false) => Ok(()),
+            Err(error) if error.is_refusal() => Ok(()),
+            Err(error) => self.judge(Err(error)),
+        }
+    }
+}
+
+/// Guest RAM as a daemon is told of it.
+fn regions(ram: &GuestRam) -> Vec<MemoryRegion> {
+    let region = |region: &crate::memory::RamRegion| MemoryRegion {
+        guest_addr: region.gpa,
+        size_bytes: region.size,
+        user_addr: USER_BASE.saturating_add(region.gpa),
+        mmap_offset: region.offset,
+    };
+    ram.regions().iter().map(region).collect()
+}
+
+/// The parts of a ring: sizes and alignments of virtio 1.3 §2.7 (split) and §2.8.10 (packed).
+fn locate(ram: &GuestRam, queue: &Queue, packed: bool) -> Option<RingAddresses> {
+    let size = u64::from(queue.size);
+    let bytes = |fixed: u64, each: u64| size.saturating_mul(each).saturating_add(fixed);
+    let (driver, driver_align, device) = if packed { (4, 4, 4) } else { (bytes(6, 2), 2, bytes(6, 8)) };
+    Some(RingAddresses {
+        descriptor: user_address(ram, queue.descriptors, bytes(0, 16), 16)?,
+        available: user_address(ram, queue.driver, driver, driver_align)?,
+        used: user_address(ram, queue.device, device, 4)?,
+    })
+}
+
+/// The address for a daemon of a range that lies wholly in one region.
+fn user_address(ram: &GuestRam, gpa: u64, bytes: u64, align: u64) -> Option<u64> {
+    let end = gpa.checked_add(bytes)?;
+    let region = ram
+        .regions()
+        .iter()
+        .find(|region| region.gpa <= gpa && end <= region.gpa.saturating_add(region.size));
+    region.filter(|_| gpa.is_multiple_of(align)).and(USER_BASE.checked_add(gpa))
+}
+
+#[cfg(test)]
+#[path = "device_tests.rs"]
+mod tests;

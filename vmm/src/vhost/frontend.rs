@@ -1,0 +1,326 @@
+//! The front-end's half of a vhost-user conversation: each request with a deadline, each answer checked.
+//!
+//! In: requests as values. Out: what the daemon said, or a [`FrontendError`] that names the request. Acks are
+//! asked for where the daemon offers REPLY_ACK; where it does not, [`Frontend::fence`] makes sure that it has
+//! got everything so far. Nothing waits beyond the deadline it was given, whatever the daemon sends or does not
+//! send. Descriptors that come with an answer are closed: no request used here has any.
+//!
+//! After [`FrontendError::Refused`] the conversation goes on; after any other error it is out of step and must
+//! be ended.
+
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic
+)]
+
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use backends::proto::wire::F_PROTOCOL_FEATURES;
+use backends::proto::{
+    Code, Connection, Header, MemoryRegion, ProtocolFeatures, Reply, Request, TransportError, VringAddr,
+    VringFd,
+};
+
+use super::kind::{DeviceKind, Offer};
+use crate::pci::common::F_RING_PACKED;
+use crate::pci::virtio::{MAX_QUEUES, Ring};
+
+/// Protocol features that are taken if offered. Memory slots are not among them: guest RAM is two regions at
+/// most, which one SET_MEM_TABLE carries.
+const WANTED: ProtocolFeatures =
+    ProtocolFeatures::MQ.union(ProtocolFeatures::REPLY_ACK).union(ProtocolFeatures::CONFIG);
+/// How much of a configuration space that should not be there is looked at.
+const LOOK_BYTES: u16 = 8;
+/// Base of a packed ring that begins: both indices 0, both wrap counters 1 (vhost-user GET_VRING_BASE).
+const PACKED_BASE: u32 = 0x8000_8000;
+
+/// Why a request was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontendError {
+    /// The connection failed or the deadline passed.
+    #[error("{} failed: {cause}", name(*.code))]
+    Transport {
+        /// The request.
+        code: Code,
+        /// What happened.
+        cause: TransportError,
+    },
+    /// What came is no answer to the request.
+    #[error("The answer to {} is not vhost-user: {what}", name(*.code))]
+    Garbage {
+        /// The request.
+        code: Code,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The daemon answered that it did not do it.
+    #[error("{} was refused", name(*.code))]
+    Refused {
+        /// The request.
+        code: Code,
+    },
+    /// Something came although nothing was asked.
+    #[error("A message came that nobody asked for")]
+    Unasked,
+    /// The daemon closed the connection, or it failed, while nothing was being asked.
+    #[error("{0}")]
+    Lost(TransportError),
+}
+
+impl FrontendError {
+    /// The daemon understood and said no; nothing is lost.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, FrontendError::Refused { .. })
+    }
+}
+
+/// Addresses of a virtqueue for a daemon, in the address space that [`MemoryRegion::user_addr`] opens.
+#[derive(Clone, Copy, Debug)]
+pub struct RingAddresses {
+    /// Descriptor table.
+    pub descriptor: u64,
+    /// Available ring (packed: driver event suppression).
+    pub available: u64,
+    /// Used ring (packed: device event suppression).
+    pub used: u64,
+}
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub struct Frontend {
+    connection: Connection,
+    /// The daemon offered F_PROTOCOL_FEATURES, so rings begin disabled.
+    has_protocol_features: bool,
+    protocol: ProtocolFeatures,
+}
+
+impl Frontend {
+    /// Takes over a connected socket; nothing is said yet.
+    pub fn new(socket: UnixStream) -> Result<Frontend, TransportError> {
+        let connection = Connection::new(socket)?;
+        Ok(Frontend { connection, has_protocol_features: false, protocol: ProtocolFeatures::empty() })
+    }
+
+    /// Gets to know the daemon: features, protocol features, queues, configuration space.
+    ///
+    /// # Errors
+    /// Any, but never because the daemon lacks something optional.
+    pub fn greet(&mut self, kind: DeviceKind, deadline: Instant) -> Result<Offer, FrontendError> {
+        let features = self.ask(&Request::GetFeatures, deadline)?;
+        self.has_protocol_features = features & F_PROTOCOL_FEATURES != 0;
+        if self.has_protocol_features {
+            let offered = self.ask(&Request::GetProtocolFeatures, deadline)?;
+            let taken = ProtocolFeatures::from_bits_truncate(offered) & WANTED;
+            self.tell(&Request::SetProtocolFeatures(taken.bits()), &[], deadline)?;
+            self.protocol = taken;
+        }
+        self.tell(&Request::SetOwner, &[], deadline)?;
+        let queues = self.queues(deadline)?;
+        let config = self.config(kind, deadline)?;
+        Ok(Offer { features, queues, config })
+    }
+
+    /// Tries whether the daemon takes virtqueues of this size, as far as it tells.
+    pub fn try_queue_size(&mut self, size: u16, deadline: Instant) -> Result<(), FrontendError> {
+        self.tell(&Request::SetVringNum { index: 0, num: size.into() }, &[], deadline)
+    }
+
+    /// A driver begins: its features, and the memory.
+    pub fn begin(
+        &mut self,
+        features: u64,
+        regions: &[MemoryRegion],
+        memory: BorrowedFd<'_>,
+        deadline: Instant,
+    ) -> Result<(), FrontendError> {
+        let front_end_only = if self.has_protocol_features { F_PROTOCOL_FEATURES } else { 0 };
+        self.tell(&Request::SetFeatures(features | front_end_only), &[], deadline)?;
+        let fds: Vec<_> = regions.iter().map(|_| memory).collect();
+        self.tell(&Request::SetMemTable(regions.to_vec()), &fds, deadline)
+    }
+
+    /// Hands a virtqueue to the daemon, from its beginning.
+    pub fn start_ring(
+        &mut self,
+        ring: &Ring<'_>,
+        at: RingAddresses,
+        features: u64,
+        deadline: Instant,
+    ) -> Result<(), FrontendError> {
+        let index = u32::from(ring.index);
+        let base = if features & F_RING_PACKED != 0 { PACKED_BASE } else { 0 };
+        self.tell(&Request::SetVringNum { index, num: ring.queue.size.into() }, &[], deadline)?;
+        self.tell(&Request::SetVringBase { index, base }, &[], deadline)?;
+        let RingAddresses { descriptor, available, used } = at;
+        let addresses = VringAddr { index, flags: 0, descriptor, used, available, log: 0 };
+        self.tell(&Request::SetVringAddr(addresses), &[], deadline)?;
+        let vring = VringFd { index: u8::try_from(ring.index).unwrap_or(u8::MAX), has_fd: true };
+        self.tell(&Request::SetVringCall(vring), &[ring.call], deadline)?;
+        self.tell(&Request::SetVringKick(vring), &[ring.kick], deadline)?;
+        // Without protocol features rings begin enabled, and the message must not be sent.
+        if self.has_protocol_features {
+            self.tell(&Request::SetVringEnable { index, enable: 1 }, &[], deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a virtqueue back; the daemon answers when nothing of it is in flight.
+    pub fn stop_ring(&mut self, index: u16, deadline: Instant) -> Result<(), FrontendError> {
+        let request = Request::GetVringBase { index: index.into() };
+        match self.call(&request, deadline)? {
+            // Where the daemon stopped does not matter: the next driver begins at the beginning.
+            Reply::VringState { index: answered, .. } if answered == u32::from(index) => Ok(()),
+            other => Err(garbage(request.code(), format!("{other:?} for queue {index}"))),
+        }
+    }
+
+    /// Hands on a driver's write to configuration space. `false` if the daemon takes none.
+    pub fn set_config(&mut self, offset: u32, data: &[u8], deadline: Instant) -> Result<bool, FrontendError> {
+        if !self.protocol.contains(ProtocolFeatures::CONFIG) {
+            return Ok(false);
+        }
+        self.tell(&Request::SetConfig { offset, data: data.to_vec() }, &[], deadline)?;
+        Ok(true)
+    }
+
+    /// Waits until the daemon has taken everything that was said. With acks it has already.
+    pub fn fence(&mut self, deadline: Instant) -> Result<(), FrontendError> {
+        if !self.protocol.contains(ProtocolFeatures::REPLY_ACK) {
+            self.ask(&Request::GetFeatures, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the socket when nothing was asked.
+    ///
+    /// # Errors
+    /// The connection is lost, or something came.
+    pub fn look(&mut self) -> Result<(), FrontendError> {
+        match self.connection.try_recv() {
+            Ok(None) if self.connection.partial_since().is_none() => Ok(()),
+            Ok(_) => Err(FrontendError::Unasked),
+            Err(cause) => Err(FrontendError::Lost(cause)),
+        }
+    }
+
+    fn queues(&mut self, deadline: Instant) -> Result<Option<u16>, FrontendError> {
+        if !self.protocol.contains(ProtocolFeatures::MQ) {
+            return Ok(None);
+        }
+        let queues = self.ask(&Request::GetQueueNum, deadline)?;
+        Ok(Some(u16::try_from(queues).unwrap_or(MAX_QUEUES).min(MAX_QUEUES)))
+    }
+
+    /// The longest configuration space that the daemon gives; empty if it gives none.
+    fn config(&mut self, kind: DeviceKind, deadline: Instant) -> Result<Option<Vec<u8>>, FrontendError> {
+        if !self.protocol.contains(ProtocolFeatures::CONFIG) {
+            return Ok(None);
+        }
+        let look = kind.is_without_config().then_some(LOOK_BYTES);
+        for size in kind.config_sizes().chain(look) {
+            let data = self.get_config(size, deadline)?;
+            if !data.is_empty() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(Some(Vec::new()))
+    }
+
+    /// The first `size` bytes of configuration space; empty if the daemon refuses.
+    fn get_config(&mut self, size: u16, deadline: Instant) -> Result<Vec<u8>, FrontendError> {
+        let request = Request::GetConfig { offset: 0, size: size.into() };
+        match self.call(&request, deadline)? {
+            Reply::Config { data, .. } if data.is_empty() || data.len() == usize::from(size) => Ok(data),
+            other => Err(garbage(request.code(), format!("{other:?} for {size} bytes"))),
+        }
+    }
+
+    /// A request that is answered by a number.
+    fn ask(&mut self, request: &Request, deadline: Instant) -> Result<u64, FrontendError> {
+        match self.call(request, deadline)? {
+            Reply::U64(value) => Ok(value),
+            other => Err(garbage(request.code(), format!("{other:?}"))),
+        }
+    }
+
+    /// A request that has no answer of its own, and an ack where acks are to be had.
+    fn tell(
+        &mut self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+        deadline: Instant,
+    ) -> Result<(), FrontendError> {
+        let ack = self.protocol.contains(ProtocolFeatures::REPLY_ACK);
+        self.send(request, fds, ack, deadline)?;
+        if !ack {
+            return Ok(());
+        }
+        match self.receive(request.code(), deadline)? {
+            Reply::U64(0) => Ok(()),
+            _ => Err(FrontendError::Refused { code: request.code() }),
+        }
+    }
+
+    fn call(&mut self, request: &Request, deadline: Instant) -> Result<Reply, FrontendError> {
+        self.send(request, &[], false, deadline)?;
+        self.receive(request.code(), deadline)
+    }
+
+    fn send(
+        &mut self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+        ack: bool,
+        deadline: Instant,
+    ) -> Result<(), FrontendError> {
+        let (code, payload) = (request.code(), request.payload());
+        let header = Header::request(code, payload.len(), ack);
+        let sent = self.connection.send(header, &payload, fds, deadline);
+        sent.map_err(|cause| FrontendError::Transport { code, cause })
+    }
+
+    fn receive(&mut self, code: Code, deadline: Instant) -> Result<Reply, FrontendError> {
+        let received = self.connection.recv(deadline);
+        let frame = received.map_err(|cause| match cause {
+            TransportError::TooLong(_) => garbage(code, cause.to_string()),
+            cause => FrontendError::Transport { code, cause },
+        })?;
+        frame.header.check().map_err(|error| garbage(code, error.to_string()))?;
+        if !frame.header.is_reply() || frame.header.request != code as u32 {
+            return Err(garbage(code, format!("its header is that of message {}", frame.header.request)));
+        }
+        let length = || garbage(code, format!("its payload has {} bytes", frame.payload.len()));
+        Reply::decode(code, &frame.payload).ok_or_else(length)
+    }
+}
+
+/// The moment that is so far from now.
+pub fn within(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or(now)
+}
+
+fn garbage(code: Code, what: String) -> FrontendError {
+    FrontendError::Garbage { code, what }
+}
+
+/// The request as the specification writes it: GET_FEATURES.
+fn name(code: Code) -> String {
+    let mut name = String::new();
+    for char in format!("{code:?}").chars() {
+        if char.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(char.to_ascii_uppercase());
+    }
+    name
+}
+
+#[cfg(test)]
+#[path = "frontend_tests.rs"]
+mod tests;
