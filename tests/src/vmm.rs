@@ -69,9 +69,9 @@ impl Run {
         self
     }
 
-    /// Adds a device of this type whose daemon listens on `socket`.
+    /// Adds a device of this type, and of this name, whose daemon listens on `socket`.
     pub fn device(self, kind: &str, socket: &Path) -> Run {
-        self.option("--device", &format!("{kind},socket={}", socket.display()))
+        self.option("--device", &format!("{kind},socket={},id={kind}", socket.display()))
     }
 
     /// Starts it.
