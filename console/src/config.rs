@@ -1,0 +1,77 @@
+//! Options of `outboard-console`.
+
+use std::path::PathBuf;
+
+use backends::daemon::{Failure, Program};
+
+use crate::device::Console;
+use crate::host::pty::{Pty, PtyError};
+use crate::host::stdio::Stdio;
+use crate::host::unix::{ListenError, Unix};
+
+/// What the command line adds to the options of every daemon: exactly one host side.
+#[derive(Clone, Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Options {
+    /// Connect the guest's console to standard input and output; a terminal is made raw
+    #[arg(long)]
+    pub stdio: bool,
+
+    /// Connect it to a new pseudo-terminal, to which this symbolic link leads
+    #[arg(long, value_name = "LINK")]
+    pub pty: Option<PathBuf>,
+
+    /// Connect it to clients of this unix socket, one at a time
+    #[arg(long, value_name = "PATH")]
+    pub listen: Option<PathBuf>,
+}
+
+impl Program for Options {
+    type Device = Console;
+    const NAME: &'static str = "outboard-console";
+    const TYPE: &'static str = "console";
+    const ABOUT: &'static str =
+        "vhost-user console device: a virtual machine's hvc0 on a terminal, a pty or a socket";
+    const EXAMPLES: &'static str = "While somebody reads, nothing is lost: a slow reader holds the guest back. While nobody does, the guest goes on\n\
+        and the last 64 KiB it wrote wait for the next reader.\n\n\
+        Examples:\n  \
+        outboard-console --socket-path /run/outboard/vm1/console.sock --listen /run/outboard/vm1/hvc0.sock\n  \
+        socat -,raw,echo=0 UNIX-CONNECT:/run/outboard/vm1/hvc0.sock\n  \
+        outboard-console --socket-path /run/outboard/vm1/console.sock --pty /run/outboard/vm1/hvc0\n  \
+        screen /run/outboard/vm1/hvc0";
+
+    fn open(self) -> Result<Console, Failure> {
+        if let Some(link) = &self.pty {
+            let pty = Pty::open(link)?;
+            let terminal = pty.terminal();
+            return Ok(Console::new(Box::new(pty), terminal));
+        }
+        if let Some(path) = &self.listen {
+            return Ok(Console::new(Box::new(Unix::open(path)?), None));
+        }
+        let stdio = Stdio::open().map_err(|cause| {
+            Failure::host(format!("--stdio: cannot use standard input and output: {cause}; leave both open"))
+        })?;
+        let terminal = stdio.terminal();
+        Ok(Console::new(Box::new(stdio), terminal))
+    }
+}
+
+impl From<PtyError> for Failure {
+    fn from(error: PtyError) -> Failure {
+        match error {
+            PtyError::Taken(_) => Failure::option(error),
+            PtyError::Open { .. } | PtyError::Link { .. } => Failure::host(error),
+        }
+    }
+}
+
+impl From<ListenError> for Failure {
+    fn from(error: ListenError) -> Failure {
+        match error {
+            ListenError::InUse(_) => Failure::in_use(error),
+            ListenError::Bind { .. } => Failure::host(error),
+            ListenError::TooLong(_) | ListenError::NoSocket(_) => Failure::option(error),
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The console as the library sees it: features, queues, and which queue is for which half of the port.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+
+use backends::device::{Device, Handler, Io, Queues, Source, Turn};
+use backends::queue::Queue;
+use rustix::io::Errno;
+use rustix::termios::tcgetwinsize;
+
+use crate::host::HostSide;
+use crate::port::Port;
+use crate::wire::{self, F_SIZE, QUEUES, RECEIVEQ, Size, TRANSMITQ};
+
+/// The device. It holds the host side until its only worker takes it over.
+pub struct Console {
+    host: Mutex<Option<Box<dyn HostSide>>>,
+    terminal: Option<OwnedFd>,
+}
+
+impl Console {
+    /// A console whose port is `host`, and whose size is that of `terminal`.
+    pub fn new(host: Box<dyn HostSide>, terminal: Option<OwnedFd>) -> Console {
+        Console { host: Mutex::new(Some(host)), terminal }
+    }
+
+    /// The terminal's size at this moment, if it has one.
+    fn size(&self) -> Option<Size> {
+        let size = tcgetwinsize(self.terminal.as_ref()?).ok()?;
+        (size.ws_col > 0 && size.ws_row > 0).then_some(Size { cols: size.ws_col, rows: size.ws_row })
+    }
+}
+
+impl Device for Console {
+    type Handler = Ports;
+
+    fn features(&self) -> u64 {
+        if self.size().is_some() { F_SIZE } else { 0 }
+    }
+
+    fn queues(&self) -> u16 {
+        QUEUES
+    }
+
+    fn config(&self) -> Vec<u8> {
+        wire::config(self.size())
+    }
+
+    /// One: both queues of a port share its state.
+    fn workers(&self) -> usize {
+        1
+    }
+
+    fn handler(&self) -> io::Result<Ports> {
+        let host = self.host.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let host =
+            host.ok_or_else(|| io::Error::other("the host side failed before; start the daemon again"))?;
+        Ok(Ports { port: Port::new(host) })
+    }
+}
+
+/// Serves the queues of the ports; there is one.
+pub struct Ports {
+    port: Port,
+}
+
+impl Handler for Ports {
+    type Op = Infallible;
+
+    fn process(&mut self, queue: &mut Queue, _: &mut Io<'_, Infallible>) -> Turn {
+        match queue.index() {
+            RECEIVEQ => self.port.receive(queue),
+            _ => self.port.transmit(queue),
+        }
+    }
+
+    fn complete(&mut self, _: &mut Queue, op: Infallible, _: Result<u32, Errno>, _: &mut Io<'_, Infallible>) {
+        match op {}
+    }
+
+    fn start(&mut self, io: &mut Io<'_, Infallible>) -> io::Result<()> {
+        self.port.start(io)
+    }
+
+    fn ready(&mut self, source: Source, queues: &mut Queues, io: &mut Io<'_, Infallible>) {
+        self.port.ready(source, queues, io);
+    }
+
+    fn quiesce(&mut self, queue: &mut Queue) {
+        if queue.index() == TRANSMITQ {
+            self.port.stop_transmit(queue);
+        }
+    }
+}

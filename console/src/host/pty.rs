@@ -1,0 +1,174 @@
+//! A pseudo-terminal as the host side, found by a symbolic link.
+//!
+//! We hold the master only. Somebody reads as long as any program has the slave open: the kernel reports a
+//! hang-up on the master when the last one closes it, and says nothing when one opens it again. inotify does,
+//! on the slave's device node. So reader after reader may come and go, and nothing is polled by time.
+//! The slave is raw from the start; without that it would echo the guest's output back as its input.
+//!
+//! The link is made beside its place and renamed, so that nobody sees it half made. One that is there already
+//! is taken for what a daemon that was killed left, and replaced. At the end it goes, if it is still ours.
+
+use std::ffi::OsStr;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use backends::device::Source;
+use backends::engine::Interest;
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{CWD, Mode, OFlags, fcntl_setfl, openat};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
+use thiserror::Error;
+
+use super::{Call, Channel, HostIo, HostSide, Moved};
+
+const MASTER: Source = Source(0);
+const OPENED: Source = Source(1);
+const FIRST_FREE_FD: i32 = 3;
+
+/// Why there is no pty.
+#[derive(Debug, Error)]
+pub enum PtyError {
+    /// The host gives none.
+    #[error("--pty {}: cannot open a pseudo-terminal: {cause}; is devpts mounted on /dev/pts, and kernel.pty.max not reached?", link.display())]
+    Open {
+        /// Where the link was to be.
+        link: PathBuf,
+        /// Error of the host.
+        cause: io::Error,
+    },
+    /// The link would overwrite something.
+    #[error("--pty {}: something that is no symbolic link is there; remove it or use another path", .0.display())]
+    Taken(PathBuf),
+    /// The link cannot be made.
+    #[error("--pty {}: cannot make a symbolic link there: {cause}; the directory must exist and be writable for this user", link.display())]
+    Link {
+        /// Where the link was to be.
+        link: PathBuf,
+        /// Error of the host.
+        cause: io::Error,
+    },
+}
+
+/// The master of a pseudo-terminal.
+pub struct Pty {
+    master: Channel,
+    opened: OwnedFd,
+    /// Somebody has the slave open.
+    reader: bool,
+    _link: Link,
+}
+
+impl Pty {
+    /// Opens a pseudo-terminal and makes `link` point to its slave.
+    ///
+    /// # Errors
+    /// [`PtyError`]
+    pub fn open(link: &Path) -> Result<Pty, PtyError> {
+        let (master, slave) = open_pair().map_err(|cause| PtyError::Open { link: link.into(), cause })?;
+        let opened = watch_opens(&slave).map_err(|cause| PtyError::Open { link: link.into(), cause })?;
+        let link = Link::make(link, slave)?;
+        Ok(Pty { master: Channel::new(master, MASTER), opened, reader: false, _link: link })
+    }
+
+    /// The master, to ask for the size that a reader gives its terminal.
+    pub fn terminal(&self) -> Option<OwnedFd> {
+        fcntl_dupfd_cloexec(&self.master, FIRST_FREE_FD).ok()
+    }
+
+    /// Finds out whether there is a reader.
+    fn look(&mut self) {
+        self.reader = !self.master.is_hung_up();
+        self.master.reopen();
+    }
+}
+
+impl HostSide for Pty {
+    fn start(&mut self, io: &mut HostIo<'_>) -> io::Result<()> {
+        self.master.watch(Interest::Both, io)?;
+        io.watch(self.opened.as_fd(), Interest::Read, OPENED)?;
+        self.look();
+        Ok(())
+    }
+
+    fn ready(&mut self, source: Source, _: &mut HostIo<'_>) {
+        if source == OPENED {
+            forget_events(&self.opened);
+        }
+        self.look();
+    }
+
+    fn read(&mut self, call: Call<'_>) -> Moved {
+        self.master.read(call)
+    }
+
+    fn write(&mut self, call: Call<'_>) -> Moved {
+        if self.reader { self.master.write(call) } else { Moved::Nobody }
+    }
+
+    fn writer(&self) -> Option<BorrowedFd<'_>> {
+        self.reader.then(|| self.master.as_fd())
+    }
+}
+
+/// A non-blocking master, and the path of its slave, which is raw and closed.
+fn open_pair() -> io::Result<(OwnedFd, PathBuf)> {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    let path = ptsname(&master, Vec::new())?;
+    let path = PathBuf::from(OsStr::from_bytes(path.to_bytes()));
+    let slave = openat(CWD, &path, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut modes = tcgetattr(&slave)?;
+    modes.make_raw();
+    tcsetattr(&slave, OptionalActions::Now, &modes)?;
+    Ok((master, path))
+}
+
+fn watch_opens(slave: &Path) -> io::Result<OwnedFd> {
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&watch, slave, WatchFlags::OPEN)?;
+    Ok(watch)
+}
+
+/// That something happened is all we want to know.
+fn forget_events(watch: &OwnedFd) {
+    let mut buffer = [MaybeUninit::uninit(); 512];
+    while rustix::io::read(watch, &mut buffer).is_ok_and(|(events, _)| !events.is_empty()) {}
+}
+
+/// A symbolic link to the slave; removed when dropped, if it still points there.
+struct Link {
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Link {
+    fn make(path: &Path, target: PathBuf) -> Result<Link, PtyError> {
+        let failed = |cause| PtyError::Link { link: path.into(), cause };
+        if path.symlink_metadata().is_ok_and(|there| !there.is_symlink()) {
+            return Err(PtyError::Taken(path.into()));
+        }
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(format!(".{}", std::process::id()));
+        std::os::unix::fs::symlink(&target, &beside).map_err(failed)?;
+        if let Err(cause) = std::fs::rename(&beside, path) {
+            let _ = std::fs::remove_file(&beside);
+            return Err(failed(cause));
+        }
+        Ok(Link { path: path.into(), target })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if std::fs::read_link(&self.path).is_ok_and(|target| target == self.target) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

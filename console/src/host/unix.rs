@@ -1,0 +1,204 @@
+//! A listening unix socket as the host side: one client at a time.
+//!
+//! The others wait in the backlog of the socket. A client that has gone altogether is replaced by the next at
+//! once; one that only ended its own sending stays as a reader. What a client sent before it went is still
+//! given to the guest, before anything of the next: such connections are kept, [`MAX_LEFT`] of them; when
+//! there are more, the oldest is closed and its unread bytes are counted.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use backends::device::Source;
+use backends::engine::Interest;
+use backends::log::Gate;
+use rustix::io::{Errno, ioctl_fionread};
+use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
+use thiserror::Error;
+
+use super::{Call, Channel, HostIo, HostSide, Moved};
+
+const LISTENER: Source = Source(0);
+/// Connections of clients that went before the guest had read what they sent.
+const MAX_LEFT: usize = 16;
+/// Longest path of a unix socket (`sun_path` less its closing zero).
+const MAX_PATH_BYTES: usize = 107;
+
+/// Why there is no socket.
+#[derive(Debug, Error)]
+pub enum ListenError {
+    /// The path does not fit into a socket address.
+    #[error("--listen {}: {} bytes are too long for a socket; use a path of at most {MAX_PATH_BYTES}", .0.display(), .0.as_os_str().len())]
+    TooLong(PathBuf),
+    /// Something else is there.
+    #[error("--listen {}: something that is no socket is there; remove it or use another path", .0.display())]
+    NoSocket(PathBuf),
+    /// Another process listens there.
+    #[error("--listen {}: another process listens there; stop it or use another path", .0.display())]
+    InUse(PathBuf),
+    /// The directory is missing or not ours.
+    #[error("--listen {}: cannot listen there: {cause}; the directory must exist and be writable for this user", path.display())]
+    Bind {
+        /// Path.
+        path: PathBuf,
+        /// Error of the host.
+        cause: io::Error,
+    },
+}
+
+/// The socket and whoever is connected to it.
+pub struct Unix {
+    listener: UnixListener,
+    path: PathBuf,
+    client: Option<Channel>,
+    /// Oldest first; closed by their clients, with bytes that the guest has not read.
+    left: VecDeque<OwnedFd>,
+    /// Every client is watched under a name of its own, so that late news of one is not taken for the next's.
+    next: u16,
+    lost_input: u64,
+    refusals: Gate,
+}
+
+impl Unix {
+    /// Listens on `path`.
+    ///
+    /// # Errors
+    /// [`ListenError`]
+    pub fn open(path: &Path) -> Result<Unix, ListenError> {
+        let listener = bind(path)?;
+        let cause = |cause| ListenError::Bind { path: path.into(), cause };
+        listener.set_nonblocking(true).map_err(cause)?;
+        Ok(Unix {
+            listener,
+            path: path.into(),
+            client: None,
+            left: VecDeque::new(),
+            next: LISTENER.0,
+            lost_input: 0,
+            refusals: Gate::default(),
+        })
+    }
+
+    /// Takes the next client, if nobody is connected and somebody waits.
+    fn accept(&mut self, io: &mut HostIo<'_>) {
+        while self.client.is_none() {
+            match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(fd) => self.connect(fd, io),
+                Err(Errno::INTR | Errno::CONNABORTED) => {}
+                Err(Errno::AGAIN) => return,
+                Err(error) => {
+                    if self.refusals.pass(Instant::now()).is_some() {
+                        tracing::warn!(%error, path = %self.path.display(), "A client waits: cannot accept it");
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, fd: OwnedFd, io: &mut HostIo<'_>) {
+        self.next = self.next.checked_add(1).unwrap_or(LISTENER.0.saturating_add(1));
+        let client = Channel::new(fd, Source(self.next));
+        match client.watch(Interest::Both, io) {
+            Ok(()) => self.client = Some(client),
+            Err(error) => tracing::warn!(%error, "A client is not served: cannot watch it"),
+        }
+    }
+
+    /// The client has gone: whatever it sent is still to be read.
+    fn leave(&mut self, io: &mut HostIo<'_>) {
+        let Some(client) = self.client.take() else { return };
+        io.unwatch(client.as_fd(), client.source());
+        if !client.is_input_over() && has_unread(client.as_fd()) {
+            self.left.push_back(client.into());
+        }
+        if self.left.len() > MAX_LEFT
+            && let Some(oldest) = self.left.pop_front()
+        {
+            self.lost_input = self.lost_input.saturating_add(ioctl_fionread(oldest).unwrap_or(0));
+        }
+    }
+
+    /// Reads what the oldest client that has gone left behind.
+    fn read_left(&mut self, call: &mut dyn FnMut(BorrowedFd<'_>) -> Result<u32, Errno>) -> Option<u32> {
+        while let Some(fd) = self.left.front() {
+            match call(fd.as_fd()) {
+                Ok(count) if count > 0 => return Some(count),
+                _ => drop(self.left.pop_front()),
+            }
+        }
+        None
+    }
+}
+
+impl HostSide for Unix {
+    fn start(&mut self, io: &mut HostIo<'_>) -> io::Result<()> {
+        io.watch(self.listener.as_fd(), Interest::Read, LISTENER)?;
+        self.accept(io);
+        Ok(())
+    }
+
+    fn ready(&mut self, source: Source, io: &mut HostIo<'_>) {
+        if let Some(client) = self.client.as_mut().filter(|client| client.source() == source) {
+            client.refresh();
+            if client.is_hung_up() {
+                self.leave(io);
+            }
+        }
+        self.accept(io);
+    }
+
+    fn read(&mut self, call: Call<'_>) -> Moved {
+        match self.read_left(call) {
+            Some(count) => Moved::Bytes(count),
+            None => self.client.as_mut().map_or(Moved::Nobody, |client| client.read(call)),
+        }
+    }
+
+    fn write(&mut self, call: Call<'_>) -> Moved {
+        self.client.as_mut().map_or(Moved::Nobody, |client| client.write(call))
+    }
+
+    fn writer(&self) -> Option<BorrowedFd<'_>> {
+        self.client.as_ref().filter(|client| client.takes_output()).map(AsFd::as_fd)
+    }
+
+    fn lost_input(&self) -> u64 {
+        self.lost_input
+    }
+}
+
+impl Drop for Unix {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn has_unread(fd: BorrowedFd<'_>) -> bool {
+    let mut byte = [0; 1];
+    recv(fd, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok_and(|(_, count)| count > 0)
+}
+
+/// Binds `path`. A socket that nobody listens on is what a daemon that was killed leaves: it is replaced.
+fn bind(path: &Path) -> Result<UnixListener, ListenError> {
+    if path.as_os_str().len() > MAX_PATH_BYTES {
+        return Err(ListenError::TooLong(path.into()));
+    }
+    let failed = |cause| ListenError::Bind { path: path.into(), cause };
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+        other => return other.map_err(failed),
+    }
+    if !std::fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
+        return Err(ListenError::NoSocket(path.into()));
+    }
+    if UnixStream::connect(path).is_ok() {
+        return Err(ListenError::InUse(path.into()));
+    }
+    std::fs::remove_file(path).map_err(failed)?;
+    UnixListener::bind(path).map_err(failed)
+}
