@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::memory::{self, MemoryError};
 use crate::serial::SerialMode;
-use crate::vhost::DeviceSpec;
+use crate::vhost::{DeviceSpec, give_names};
 
 /// Most CPUs of a machine: APIC ids of 8 bits, less the broadcast address and one for the I/O APIC.
 pub const MAX_CPUS: u8 = 254;
@@ -250,13 +250,15 @@ fn parse_devices(texts: &[String]) -> Result<Vec<DeviceSpec>, ConfigError> {
         let id = (format!("the name {}", device.id), "give it another one with id=NAME");
         let socket =
             (format!("the socket {}", device.socket.display()), "start a second daemon on another socket");
-        for (what, cure) in [id, socket] {
+        let given = [id, socket].into_iter().skip(usize::from(device.id.is_empty()));
+        for (what, cure) in given {
             if let Some(first) = seen.insert(what.clone(), text.clone()) {
                 return Err(ConfigError::Twice { value: text.clone(), first, what, cure });
             }
         }
         devices.push(device);
     }
+    give_names(&mut devices);
     Ok(devices)
 }
 

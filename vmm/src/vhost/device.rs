@@ -103,7 +103,8 @@ impl PciDevice for VhostPciDevice {
 
 /// The daemon, as the PCI function sees it.
 pub(super) struct VhostBackend {
-    id: String,
+    /// Name and socket, for messages.
+    label: String,
     socket: Arc<OwnedFd>,
     frontend: Frontend,
     ram: Arc<GuestRam>,
@@ -117,14 +118,14 @@ pub(super) struct VhostBackend {
 
 impl VhostBackend {
     pub(super) fn new(
-        id: String,
+        label: String,
         socket: Arc<OwnedFd>,
         frontend: Frontend,
         ram: Arc<GuestRam>,
         config: Vec<u8>,
     ) -> VhostBackend {
         let started = BTreeSet::new();
-        VhostBackend { id, socket, frontend, ram, config, started, failed: false, driver_blamed: false }
+        VhostBackend { label, socket, frontend, ram, config, started, failed: false, driver_blamed: false }
     }
 
     /// Looks whether the daemon is still there.
@@ -150,7 +151,7 @@ impl VhostBackend {
 
     fn fail(&mut self, error: &FrontendError) {
         if !std::mem::replace(&mut self.failed, true) {
-            tracing::error!("device {}: failed, its driver was told: {error}", self.id);
+            tracing::error!("device {}: failed, its driver was told: {error}", self.label);
             // It may be closed already; what counts is that nothing more is read from it.
             let _ = shutdown(&*self.socket, Shutdown::Both);
         }
@@ -158,7 +159,7 @@ impl VhostBackend {
 
     fn blame_driver(&mut self, what: &str) {
         if !std::mem::replace(&mut self.driver_blamed, true) {
-            tracing::warn!("device {}: {what} (said once)", self.id);
+            tracing::warn!("device {}: {what} (said once)", self.label);
         }
     }
 

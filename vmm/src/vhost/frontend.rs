@@ -216,14 +216,20 @@ impl Frontend {
         Ok(Some(u16::try_from(queues).unwrap_or(MAX_QUEUES).min(MAX_QUEUES)))
     }
 
-    /// The longest configuration space that the daemon gives; empty if it gives none.
+    /// The longest configuration space that the daemon gives; empty if that is less than the type has.
     fn config(&mut self, kind: DeviceKind, deadline: Instant) -> Result<Option<Vec<u8>>, FrontendError> {
         if !self.protocol.contains(ProtocolFeatures::CONFIG) {
             return Ok(None);
         }
+        // A daemon may pad what it has with zeros, but has nothing to give from an offset beyond its end.
+        if let Some(last) = kind.least_config_bytes().checked_sub(1)
+            && self.get_config(last, 1, deadline)?.is_empty()
+        {
+            return Ok(Some(Vec::new()));
+        }
         let look = kind.is_without_config().then_some(LOOK_BYTES);
         for size in kind.config_sizes().chain(look) {
-            let data = self.get_config(size, deadline)?;
+            let data = self.get_config(0, size, deadline)?;
             if !data.is_empty() {
                 return Ok(Some(data));
             }
@@ -231,9 +237,9 @@ impl Frontend {
         Ok(Some(Vec::new()))
     }
 
-    /// The first `size` bytes of configuration space; empty if the daemon refuses.
-    fn get_config(&mut self, size: u16, deadline: Instant) -> Result<Vec<u8>, FrontendError> {
-        let request = Request::GetConfig { offset: 0, size: size.into() };
+    /// Bytes of configuration space; none if the daemon refuses.
+    fn get_config(&mut self, offset: u16, size: u16, deadline: Instant) -> Result<Vec<u8>, FrontendError> {
+        let request = Request::GetConfig { offset: offset.into(), size: size.into() };
         match self.call(&request, deadline)? {
             Reply::Config { data, .. } if data.is_empty() || data.len() == usize::from(size) => Ok(data),
             other => Err(garbage(request.code(), format!("{other:?} for {size} bytes"))),

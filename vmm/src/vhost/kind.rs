@@ -254,6 +254,11 @@ impl DeviceKind {
         (least..=most).rev().filter(|size| *size > 0)
     }
 
+    /// Fewest bytes of configuration space that make sense.
+    pub fn least_config_bytes(self) -> u16 {
+        *self.row.config.start()
+    }
+
     /// The type has no configuration space.
     pub fn is_without_config(self) -> bool {
         *self.row.config.end() == 0

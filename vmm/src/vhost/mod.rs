@@ -34,7 +34,7 @@ use kvm_ioctls::VmFd;
 
 pub use self::device::VhostPciDevice;
 pub use self::kind::DeviceKind;
-pub use self::spec::{DeviceSpec, SpecError};
+pub use self::spec::{DeviceSpec, SpecError, give_names};
 
 use self::device::VhostBackend;
 use self::frontend::{Frontend, FrontendError, within};
@@ -174,7 +174,8 @@ fn attach(
         max_queue_size: spec.queue_size.unwrap_or(DEFAULT_QUEUE_SIZE),
     };
     let config = guest_config(spec.kind, offer.config.unwrap_or_default(), queues);
-    let backend = VhostBackend::new(spec.id.clone(), Arc::clone(&watched), frontend, Arc::clone(ram), config);
+    let label = format!("{} ({})", spec.id, spec.socket.display());
+    let backend = VhostBackend::new(label, Arc::clone(&watched), frontend, Arc::clone(ram), config);
     let function = VirtioPci::new(&shape, backend, vm, irq)?;
     Ok(VhostPciDevice::new(spec.id.clone(), watched, function))
 }

@@ -68,7 +68,7 @@ fn queues(device: &VhostPciDevice) -> u16 {
 
 #[test]
 fn a_device_is_what_its_daemon_offers() {
-    let device = attach_to("blk", Fake::blk(), |_| Twist::Regular).unwrap();
+    let device = attach_to("blk,id=disk", Fake::blk(), |_| Twist::Regular).unwrap();
     assert_eq!(features(&device), F_VERSION_1 | 1 << 9, "the rest is not for guests");
     assert_eq!(queues(&device), 2);
     assert_eq!(u16::from_le_bytes(read(&device, 0x18)), DEFAULT_QUEUE_SIZE);
@@ -76,7 +76,7 @@ fn a_device_is_what_its_daemon_offers() {
     let mut ids = [0; 4];
     device.config_read(0, &mut ids);
     assert_eq!(ids, [0xf4, 0x1a, 0x42, 0x10]);
-    assert_eq!(device.id(), "d");
+    assert_eq!(device.id(), "disk");
 }
 
 #[test]
@@ -122,6 +122,19 @@ fn a_daemon_of_another_type_is_refused() {
     assert!(text.contains("start outboard-blk --socket-path"), "{text}");
     assert!(text.ends_with("and name its socket, or name the right TYPE"), "{text}");
     assert!(refused("rng", Fake::blk()).contains("no entropy device: its features 0x"));
+}
+
+#[test]
+fn a_daemon_that_pads_its_configuration_space_is_seen_through() {
+    let console = Fake { queues: 2, config: vec![1; 12], pads: true, ..Fake::rng() };
+    for fake in [Fake { pads: true, ..Fake::rng() }, console.clone()] {
+        let text = refused("blk", fake);
+        assert!(text.contains("its configuration space has fewer than the 36 bytes"), "{text}");
+    }
+    assert!(refused("balloon", console).contains("fewer than the 16 bytes of a memory balloon"));
+    attach_to("rng", Fake { pads: true, ..Fake::rng() }, |_| Twist::Regular).unwrap();
+    let device = attach_to("blk", Fake { pads: true, ..Fake::blk() }, |_| Twist::Regular).unwrap();
+    assert_eq!(read(&device, 0x2000 + 58), [58, 59, 0, 0]);
 }
 
 #[test]

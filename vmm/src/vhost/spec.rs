@@ -11,6 +11,7 @@
     clippy::panic
 )]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -29,7 +30,7 @@ pub struct DeviceSpec {
     pub kind: DeviceKind,
     /// Where its daemon listens.
     pub socket: PathBuf,
-    /// Its name in messages; the name of the socket without its ending unless given.
+    /// Its name in messages; empty if none was given, until [`give_names`] has found one.
     pub id: String,
     /// Virtqueues, if not as many as the daemon has.
     pub queues: Option<u16>,
@@ -83,10 +84,7 @@ impl FromStr for DeviceSpec {
         let mut options = Options::split(options)?;
         let socket = options.take("socket").filter(|path| !path.is_empty()).ok_or(SpecError::NoSocket)?;
         let socket = PathBuf::from(socket);
-        let id = match options.take("id") {
-            Some(id) => check_id(id)?,
-            None => default_id(kind, &socket),
-        };
+        let id = options.take("id").map_or(Ok(String::new()), check_id)?;
         let queues = options.take("queues").map(parse_queues).transpose()?;
         let queue_size = options.take("queue-size").map(parse_queue_size).transpose()?;
         options.finish()?;
@@ -129,10 +127,18 @@ fn check_id(id: &str) -> Result<String, SpecError> {
     if good { Ok(id.to_owned()) } else { Err(SpecError::Id(id.to_owned())) }
 }
 
-/// The socket's name without its ending; the type where that is no name.
-fn default_id(kind: DeviceKind, socket: &std::path::Path) -> String {
-    let stem = socket.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    check_id(stem).unwrap_or_else(|_| kind.to_string())
+/// Names the devices that have no name after their type, numbered from the second on: blk, blk1, blk2.
+pub fn give_names(devices: &mut [DeviceSpec]) {
+    let mut taken: BTreeSet<String> = devices.iter().map(|device| device.id.clone()).collect();
+    for device in devices.iter_mut().filter(|device| device.id.is_empty()) {
+        let plain = device.kind.to_string();
+        let numbered = (1..).map(|number: usize| format!("{plain}{number}"));
+        let mut names = std::iter::once(plain.clone()).chain(numbered);
+        if let Some(name) = names.find(|name| !taken.contains(name)) {
+            taken.insert(name.clone());
+            device.id = name;
+        }
+    }
 }
 
 fn parse_queues(text: &str) -> Result<u16, SpecError> {
@@ -165,9 +171,23 @@ mod tests {
     #[test]
     fn what_is_left_out_has_defaults() {
         let spec = parse("virtio-42,socket=/run/x y/net0.sock").unwrap();
-        assert_eq!((spec.kind.id(), spec.id.as_str()), (42, "net0"));
+        assert_eq!((spec.kind.id(), spec.id.as_str()), (42, ""));
         assert_eq!((spec.queues, spec.queue_size), (None, None));
-        assert_eq!(parse("rng,socket=/run/ä b.sock").unwrap().id, "rng", "no name in the socket's");
+    }
+
+    #[test]
+    fn devices_without_a_name_are_numbered_around_those_that_have_one() {
+        let texts = [
+            "blk,socket=/a",
+            "rng,socket=/b,id=blk1",
+            "blk,socket=/c",
+            "blk,socket=/d",
+            "virtio-9,socket=/e",
+        ];
+        let mut devices: Vec<_> = texts.iter().map(|text| parse(text).unwrap()).collect();
+        give_names(&mut devices);
+        let names: Vec<_> = devices.iter().map(|device| device.id.as_str()).collect();
+        assert_eq!(names, ["blk", "blk1", "blk2", "blk3", "virtio-9"]);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Fake {
     pub protocol: ProtocolFeatures,
     pub queues: u64,
     pub config: Vec<u8>,
+    /// Reads beyond the end of `config` give zeros, as those of our own daemons do.
+    pub pads: bool,
 }
 
 impl Fake {
@@ -45,6 +47,7 @@ impl Fake {
                 | ProtocolFeatures::CONFIGURE_MEM_SLOTS,
             queues: 2,
             config,
+            pads: false,
         }
     }
 
@@ -60,8 +63,13 @@ impl Fake {
             Request::GetQueueNum => Some(Reply::U64(self.queues)),
             Request::GetVringBase { index } => Some(Reply::VringState { index: *index, base: 7 }),
             Request::GetConfig { offset, size } => {
-                let range = *offset as usize..(*offset + *size) as usize;
-                let data = self.config.get(range).unwrap_or_default().to_vec();
+                let (from, size) = (*offset as usize, *size as usize);
+                let mut data = self.config.get(from..).unwrap_or_default().to_vec();
+                if data.len() >= size || self.pads && from <= self.config.len() {
+                    data.resize(size, 0);
+                } else {
+                    data.clear();
+                }
                 Some(Reply::Config { offset: *offset, data })
             }
             _ => needs_ack.then_some(Reply::U64(0)),
