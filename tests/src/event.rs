@@ -34,6 +34,14 @@ impl Event {
         Event(shared.unwrap_or_else(|e| panic!("descriptor {}: {e}", fd.as_raw_fd())))
     }
 
+    /// Another handle of the same eventfd, for another thread.
+    ///
+    /// # Panics
+    /// The kernel has no descriptor left.
+    pub fn again(&self) -> Event {
+        Event(self.0.try_clone().unwrap_or_else(|e| panic!("eventfd: {e}")))
+    }
+
     /// Adds one to the counter.
     pub fn signal(&self) {
         self.add(1);

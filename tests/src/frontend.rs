@@ -394,6 +394,22 @@ impl Frontend {
         reply.ok_or(FrontendError::Nonsense { code, header, bytes })
     }
 
+    /// Takes an answer that is one number, to a request the codec need not know.
+    ///
+    /// # Errors
+    /// Connection lost; a header that is no answer to `request`, or another payload than a number.
+    pub fn receive_number(&mut self, request: u32) -> Result<u64> {
+        let code = Code::from_number(request).unwrap_or(Code::GetFeatures);
+        let frame = self.connection.recv(wait::deadline());
+        let frame = frame.map_err(|source| FrontendError::Transport { code, source })?;
+        let number = frame.payload.as_slice().try_into().map(u64::from_le_bytes);
+        let header = frame.header;
+        match number {
+            Ok(number) if header.is_reply() && header.request == request => Ok(number),
+            _ => Err(FrontendError::Nonsense { code, header, bytes: frame.payload.len() }),
+        }
+    }
+
     /// Sends any bytes with any descriptors, as one `sendmsg`; the codec has no say.
     ///
     /// # Errors

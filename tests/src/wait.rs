@@ -22,11 +22,15 @@ pub fn deadline() -> Instant {
 /// # Panics
 /// `poll` refuses the descriptors.
 pub fn readable(fds: &[BorrowedFd<'_>], until: Instant) -> bool {
+    let mut set: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    any(&mut set, until)
+}
+
+fn any(set: &mut [PollFd<'_>], until: Instant) -> bool {
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).ok();
-        let mut set: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-        match poll(&mut set, timeout.as_ref()) {
+        match poll(set, timeout.as_ref()) {
             Ok(0) => return false,
             Ok(_) => return true,
             Err(Errno::INTR) => {}
@@ -38,4 +42,12 @@ pub fn readable(fds: &[BorrowedFd<'_>], until: Instant) -> bool {
 /// As [`readable`] for one descriptor.
 pub fn one_readable(fd: &impl AsFd, until: Instant) -> bool {
     readable(&[fd.as_fd()], until)
+}
+
+/// Waits until the other end of a socket is closed, whatever is unread; `false` when the deadline came first.
+///
+/// # Panics
+/// `poll` refuses the descriptor.
+pub fn closed(fd: &impl AsFd, until: Instant) -> bool {
+    any(&mut [PollFd::new(fd, PollFlags::empty())], until)
 }

@@ -50,6 +50,16 @@ impl Chain {
         self
     }
 
+    /// The same chain with an empty buffer before each buffer.
+    pub fn with_empty_parts(mut self) -> Chain {
+        let empty = |part: &Part| match part {
+            Part::Readable(_) | Part::At { write: false, .. } => Part::Readable(Vec::new()),
+            Part::Writable(_) | Part::At { write: true, .. } => Part::Writable(0),
+        };
+        self.parts = self.parts.into_iter().flat_map(|part| [empty(&part), part]).collect();
+        self
+    }
+
     /// All descriptors go into one indirect table.
     pub fn indirect(self) -> Chain {
         self.indirect_after(0)

@@ -128,6 +128,21 @@ impl Raw {
         &self.ram
     }
 
+    /// Reads descriptor `index` (modulo the size) of the ring's table.
+    pub fn desc(&self, index: u16) -> Desc {
+        let at = self.layout.desc + DESC_BYTES * self.layout.slot(index);
+        Desc {
+            addr: u64::from_le_bytes(self.field(at)),
+            len: u32::from_le_bytes(self.field(at + 8)),
+            flags: u16::from_le_bytes(self.field(at + 12)),
+            next: u16::from_le_bytes(self.field(at + 14)),
+        }
+    }
+
+    fn field<const N: usize>(&self, addr: u64) -> [u8; N] {
+        self.ram.read(addr, N).try_into().unwrap_or([0; N])
+    }
+
     /// Writes descriptor `index` (modulo the size) of the ring's table.
     pub fn set_desc(&self, index: u16, desc: Desc) {
         self.ram.write(self.layout.desc + DESC_BYTES * self.layout.slot(index), &desc.to_bytes());
