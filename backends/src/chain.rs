@@ -23,10 +23,6 @@ use thiserror::Error;
 use crate::memory::{Memory, Segment};
 use crate::ring::Descriptor;
 
-/// Room that a chain keeps for the next one: a megabyte in pages, as drivers send. Longer chains are legal but
-/// must not leave every chain of a queue that large for ever.
-const USUAL_SEGMENTS: usize = 256;
-
 /// The rule of the specification that a chain broke.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
@@ -90,17 +86,17 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Forgets the buffers, and room that only an unusual chain needs.
+    /// Forgets the buffers.
     pub fn clear(&mut self) {
         self.segments.clear();
-        self.segments.shrink_to(USUAL_SEGMENTS);
         (self.front, self.split, self.first_writable) = (0, 0, 0);
     }
 
-    /// Walks the chain at `head`; `self` is cleared first.
+    /// Walks the chain at `head` of a split ring; `self` is cleared first.
     ///
     /// # Errors
     /// [`Malformed`]; `self` then holds nothing of use.
+    #[inline]
     pub fn load(
         &mut self,
         table: &impl Table,
@@ -108,74 +104,34 @@ impl Chain {
         memory: &Memory,
         limits: Limits,
     ) -> Result<(), Malformed> {
-        self.clear();
-        let mut walk = Walk { left: limits.descriptors, bytes: limits.bytes, writable: false, memory };
+        let mut loading = self.begin(memory, limits);
         let mut index = head;
         loop {
             let descriptor = table.descriptor(index).ok_or(Malformed::Next)?;
-            if descriptor.has(Descriptor::INDIRECT) {
-                // §2.7.5.3.1: a descriptor is never both INDIRECT and NEXT; its WRITE flag is ignored.
-                if !limits.indirect || descriptor.has(Descriptor::NEXT) {
-                    return Err(Malformed::Indirect);
-                }
-                self.indirect(descriptor, &mut walk)?;
-                break;
-            }
-            self.add(descriptor, &mut walk)?;
+            loading.add(descriptor, Links::Followed)?;
             if !descriptor.has(Descriptor::NEXT) {
-                break;
-            }
-            index = descriptor.next;
-        }
-        self.seal(walk.writable)
-    }
-
-    /// Follows an indirect table, from its first descriptor.
-    fn indirect(&mut self, outer: Descriptor, walk: &mut Walk<'_>) -> Result<(), Malformed> {
-        let table = IndirectTable::new(outer, walk.memory).ok_or(Malformed::Indirect)?;
-        let mut index = 0;
-        loop {
-            let descriptor = table.descriptor(index).ok_or(Malformed::Next)?;
-            if descriptor.has(Descriptor::INDIRECT) {
-                return Err(Malformed::Indirect);
-            }
-            self.add(descriptor, walk)?;
-            if !descriptor.has(Descriptor::NEXT) {
-                return Ok(());
+                return loading.end();
             }
             index = descriptor.next;
         }
     }
 
-    /// Appends one buffer.
+    /// Begins to load descriptors that somebody else walks.
     #[inline]
-    fn add(&mut self, descriptor: Descriptor, walk: &mut Walk<'_>) -> Result<(), Malformed> {
-        walk.left = walk.left.checked_sub(1).ok_or(Malformed::TooLong)?;
-        walk.bytes = walk.bytes.checked_sub(u64::from(descriptor.len)).ok_or(Malformed::TooManyBytes)?;
-        match (walk.writable, descriptor.has(Descriptor::WRITE)) {
-            (true, false) => return Err(Malformed::Order),
-            (false, true) => {
-                walk.writable = true;
-                self.first_writable = self.segments.len();
-            }
-            _ => {}
-        }
-        if walk.memory.translate(descriptor.addr, descriptor.len, &mut self.segments) {
-            Ok(())
-        } else {
-            Err(Malformed::Outside)
-        }
+    pub fn begin<'a>(&'a mut self, memory: &'a Memory, limits: Limits) -> Loading<'a> {
+        self.clear();
+        let (left, bytes, indirect) = (limits.descriptors, limits.bytes, limits.indirect);
+        Loading { chain: self, memory, left, bytes, indirect, writable: false }
     }
 
-    fn seal(&mut self, writable: bool) -> Result<(), Malformed> {
-        if self.segments.is_empty() {
-            return Err(Malformed::Empty);
-        }
-        if !writable {
-            self.first_writable = self.segments.len();
-        }
-        self.split = self.first_writable;
-        Ok(())
+    /// Buffers it holds.
+    pub fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Gives back room for more than `segments` buffers.
+    pub fn shrink(&mut self, segments: usize) {
+        self.segments.shrink_to(segments);
     }
 
     /// What the device may read and has not consumed.
@@ -199,12 +155,101 @@ impl Chain {
     }
 }
 
-/// What is left of the limits, and which part of the chain the walk is in.
-struct Walk<'a> {
+/// How an indirect table is walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// By NEXT and `next`, from the first descriptor (split, virtio 1.3 §2.7.5.3).
+    Followed,
+    /// All of it, one after the other (packed, §2.8.7).
+    None,
+}
+
+/// A chain that is being loaded, and what is left of its limits.
+#[derive(Debug)]
+pub struct Loading<'a> {
+    chain: &'a mut Chain,
+    memory: &'a Memory,
     left: u16,
     bytes: u64,
+    indirect: bool,
+    /// A writable buffer has come.
     writable: bool,
-    memory: &'a Memory,
+}
+
+impl Loading<'_> {
+    /// Takes a descriptor, plain or indirect.
+    ///
+    /// # Errors
+    /// [`Malformed`]
+    #[inline]
+    pub fn add(&mut self, descriptor: Descriptor, links: Links) -> Result<(), Malformed> {
+        if descriptor.has(Descriptor::INDIRECT) {
+            // §2.7.5.3.1, §2.8.7: a descriptor is never both INDIRECT and NEXT; WRITE is ignored.
+            if !self.indirect || descriptor.has(Descriptor::NEXT) {
+                return Err(Malformed::Indirect);
+            }
+            return self.table(descriptor, links);
+        }
+        self.buffer(descriptor)
+    }
+
+    /// Goes through an indirect table.
+    fn table(&mut self, outer: Descriptor, links: Links) -> Result<(), Malformed> {
+        let table = IndirectTable::new(outer, self.memory).ok_or(Malformed::Indirect)?;
+        let mut index = 0;
+        loop {
+            let mut descriptor = table.descriptor(index).ok_or(Malformed::Next)?;
+            if links == Links::None {
+                descriptor = descriptor.as_packed();
+            } else if descriptor.has(Descriptor::INDIRECT) {
+                return Err(Malformed::Indirect);
+            }
+            self.buffer(descriptor)?;
+            index = match links {
+                Links::Followed if descriptor.has(Descriptor::NEXT) => descriptor.next,
+                // A table over the limit has ended the walk before the index could wrap.
+                Links::None if u32::from(index).wrapping_add(1) < table.entries => index.wrapping_add(1),
+                _ => return Ok(()),
+            };
+        }
+    }
+
+    /// Appends one buffer.
+    #[inline]
+    fn buffer(&mut self, descriptor: Descriptor) -> Result<(), Malformed> {
+        self.left = self.left.checked_sub(1).ok_or(Malformed::TooLong)?;
+        self.bytes = self.bytes.checked_sub(u64::from(descriptor.len)).ok_or(Malformed::TooManyBytes)?;
+        match (self.writable, descriptor.has(Descriptor::WRITE)) {
+            (true, false) => return Err(Malformed::Order),
+            (false, true) => {
+                self.writable = true;
+                self.chain.first_writable = self.chain.segments.len();
+            }
+            _ => {}
+        }
+        if self.memory.translate(descriptor.addr, descriptor.len, &mut self.chain.segments) {
+            Ok(())
+        } else {
+            Err(Malformed::Outside)
+        }
+    }
+
+    /// That was all of it.
+    ///
+    /// # Errors
+    /// [`Malformed::Empty`]
+    #[inline]
+    pub fn end(self) -> Result<(), Malformed> {
+        let chain = self.chain;
+        if chain.segments.is_empty() {
+            return Err(Malformed::Empty);
+        }
+        if !self.writable {
+            chain.first_writable = chain.segments.len();
+        }
+        chain.split = chain.first_writable;
+        Ok(())
+    }
 }
 
 /// A table in guest memory. It lies in one segment unless a region ends inside it.

@@ -9,15 +9,16 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use sd_notify::NotifyState;
 use serde_json::json;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::device::Device;
-use crate::options::{Common, SocketError};
+use crate::options::{Common, PathProblem, SocketError};
 use crate::server::Server;
 
 /// What one daemon is, beside what all are.
@@ -71,8 +72,8 @@ impl Failure {
 impl From<SocketError> for Failure {
     fn from(error: SocketError) -> Failure {
         match error {
-            SocketError::InUse(_) => Failure::in_use(error),
-            SocketError::Bind { .. } => Failure::host(error),
+            SocketError::Path { problem: PathProblem::InUse, .. } => Failure::in_use(error),
+            SocketError::Path { problem: PathProblem::Bind(_), .. } => Failure::host(error),
             _ => Failure::option(error),
         }
     }
@@ -119,6 +120,8 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
         let asked = asked.try_clone().map_err(Failure::host)?;
         signal_hook::low_level::pipe::register(signal, asked).map_err(Failure::host)?;
     }
+    // A file at its size limit: the write fails, the daemon goes on.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;
     let endpoint = line.common.endpoint()?;
     let _path = Unlink(line.common.socket_path);
     let mut server = Server::new(device, line.common.engine);

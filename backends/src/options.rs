@@ -52,22 +52,15 @@ pub enum SocketError {
     /// None of the ways to name one was used.
     #[error("No socket: give --socket-path PATH or --fd N, or start me by systemd socket activation")]
     Missing,
-    /// The path does not fit into a socket address.
-    #[error("--socket-path {path}: {bytes} bytes are too long for a socket; use a path of at most {MAX_SOCKET_PATH_BYTES}", path = .0.display(), bytes = .0.as_os_str().len())]
-    TooLong(PathBuf),
-    /// Something else is there.
-    #[error("--socket-path {}: something that is no socket is there; remove it or use another path", .0.display())]
-    NoSocket(PathBuf),
-    /// Another process listens there.
-    #[error("--socket-path {}: another process listens there; stop it or use another path", .0.display())]
-    InUse(PathBuf),
-    /// The directory is missing or not ours.
-    #[error("--socket-path {}: cannot listen there: {cause}; the directory must exist and be writable for this user", path.display())]
-    Bind {
+    /// A path at which nobody can listen.
+    #[error("{option} {}: {problem}", path.display())]
+    Path {
+        /// The option that named it.
+        option: &'static str,
         /// Path.
         path: PathBuf,
-        /// Error of the host.
-        cause: io::Error,
+        /// What is wrong with it, and the cure.
+        problem: PathProblem,
     },
     /// The descriptor is no unix stream socket.
     #[error("--fd {fd}: {cause}; pass a unix stream socket that listens or is connected")]
@@ -82,6 +75,23 @@ pub enum SocketError {
     Activation(String),
 }
 
+/// What is wrong with the path of a socket.
+#[derive(Debug, Error)]
+pub enum PathProblem {
+    /// It does not fit into a socket address.
+    #[error("{0} bytes are too long for a socket; use a path of at most {MAX_SOCKET_PATH_BYTES}")]
+    TooLong(usize),
+    /// Something else is there.
+    #[error("something that is no socket is there; remove it or use another path")]
+    NoSocket,
+    /// Another process listens there.
+    #[error("another process listens there; stop it or use another path")]
+    InUse,
+    /// The directory is missing or not ours.
+    #[error("cannot listen there: {0}; the directory must exist and be writable for this user")]
+    Bind(io::Error),
+}
+
 impl Common {
     /// Opens the socket that the options or systemd name.
     ///
@@ -89,31 +99,38 @@ impl Common {
     /// [`SocketError`]
     pub fn endpoint(&self) -> Result<Endpoint, SocketError> {
         match (&self.socket_path, self.fd) {
-            (Some(path), _) => listen(path).map(Endpoint::Listening),
+            (Some(path), _) => listen("--socket-path", path).map(Endpoint::Listening),
             (None, Some(fd)) => from_fd(fd),
             (None, None) => from_fd(activated()?.ok_or(SocketError::Missing)?),
         }
     }
 }
 
-/// Binds `path`. A socket that nobody listens on is what a daemon that was killed leaves: it is replaced.
-fn listen(path: &Path) -> Result<UnixListener, SocketError> {
+/// Listens at the path that `option` named. A socket that nobody listens on is what a daemon that was killed
+/// leaves: it is replaced.
+///
+/// # Errors
+/// [`SocketError::Path`]
+pub fn listen(option: &'static str, path: &Path) -> Result<UnixListener, SocketError> {
+    bind(path).map_err(|problem| SocketError::Path { option, path: path.into(), problem })
+}
+
+fn bind(path: &Path) -> Result<UnixListener, PathProblem> {
     if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
-        return Err(SocketError::TooLong(path.into()));
+        return Err(PathProblem::TooLong(path.as_os_str().len()));
     }
-    let failed = |cause| SocketError::Bind { path: path.into(), cause };
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-        other => return other.map_err(failed),
+        other => return other.map_err(PathProblem::Bind),
     }
-    if !std::fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
-        return Err(SocketError::NoSocket(path.into()));
+    if !std::fs::symlink_metadata(path).map_err(PathProblem::Bind)?.file_type().is_socket() {
+        return Err(PathProblem::NoSocket);
     }
     if UnixStream::connect(path).is_ok() {
-        return Err(SocketError::InUse(path.into()));
+        return Err(PathProblem::InUse);
     }
-    std::fs::remove_file(path).map_err(failed)?;
-    UnixListener::bind(path).map_err(failed)
+    std::fs::remove_file(path).map_err(PathProblem::Bind)?;
+    UnixListener::bind(path).map_err(PathProblem::Bind)
 }
 
 fn from_fd(fd: RawFd) -> Result<Endpoint, SocketError> {

@@ -25,15 +25,22 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use crate::chain::{Chain, Limits};
+use crate::chain::{Chain, Limits, Malformed};
 use crate::memory::Memory;
 use crate::notify::Signal;
-use crate::ring::RingError;
-use crate::ring::split::SplitRing;
+use crate::ring::{Ring, RingError, Taken};
 use crate::stats::{QueueStats, add};
 
 /// Requests that one turn takes at most, so that a ring that is never empty leaves time for the others.
 const TURN_BUDGET: u16 = 256;
+/// Buffers that a queue's requests in flight may have before no more are taken: what a long queue of long
+/// chains could otherwise make us hold is gigabytes.
+const MAX_SEGMENTS: usize = 1 << 16;
+/// Buffers for which finished chains keep room: a megabyte in pages for as many as are usually in flight at a
+/// time, little for the rest.
+const USUAL_CHAINS: usize = 256;
+const USUAL_SEGMENTS: usize = 256;
+const FEW_SEGMENTS: usize = 16;
 
 /// A request in flight: the head that must go back, and its buffers.
 ///
@@ -42,8 +49,10 @@ const TURN_BUDGET: u16 = 256;
 #[derive(Debug)]
 #[must_use = "a request must be completed or abandoned"]
 pub struct Request {
-    head: u16,
+    taken: Taken,
     chain: Chain,
+    /// Buffers it counts for, however many it has consumed.
+    segments: usize,
     returned: bool,
 }
 
@@ -63,8 +72,8 @@ impl DerefMut for Request {
 impl Drop for Request {
     fn drop(&mut self) {
         if !self.returned && !std::thread::panicking() {
-            debug_assert!(false, "request with head {} was dropped", self.head);
-            tracing::error!(head = self.head, "A request was dropped instead of given back");
+            debug_assert!(false, "request {:?} was dropped", self.taken);
+            tracing::error!(request = ?self.taken, "A request was dropped instead of given back");
         }
     }
 }
@@ -89,13 +98,17 @@ pub struct QueueSetup {
 /// A virtqueue that is being served. It belongs to one thread.
 #[derive(Debug)]
 pub struct Queue {
-    ring: SplitRing,
+    ring: Ring,
     memory: Arc<Memory>,
     setup: QueueSetup,
     limits: Limits,
-    /// By head: in flight.
+    /// By head or buffer id: in flight.
     busy: Box<[bool]>,
     in_flight: u16,
+    /// Buffers of requests in flight.
+    segments: usize,
+    /// Requests were left in the ring because those in flight have too many buffers.
+    saturated: bool,
     /// Chains of finished requests, with the room they grew.
     spare: Vec<Chain>,
     broken: Option<RingError>,
@@ -116,7 +129,7 @@ struct Batch {
 
 impl Queue {
     /// A queue that starts where its ring stands.
-    pub fn new(ring: SplitRing, memory: Arc<Memory>, setup: QueueSetup) -> Queue {
+    pub fn new(ring: Ring, memory: Arc<Memory>, setup: QueueSetup) -> Queue {
         let size = ring.size();
         let indirect = setup.features & (1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC) != 0;
         Queue {
@@ -126,7 +139,9 @@ impl Queue {
             setup,
             busy: vec![false; usize::from(size)].into_boxed_slice(),
             in_flight: 0,
-            spare: Vec::with_capacity(usize::from(size)),
+            segments: 0,
+            saturated: false,
+            spare: Vec::new(),
             broken: None,
             budget: TURN_BUDGET,
             batch: Batch::default(),
@@ -154,34 +169,44 @@ impl Queue {
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<Request> {
         while self.budget > 0 && self.broken.is_none() {
-            let head = match self.ring.next() {
-                Ok(head) => head?,
-                Err(error) => {
-                    self.break_ring(error);
+            if self.segments >= MAX_SEGMENTS {
+                self.saturated = true;
+                return None;
+            }
+            let mut chain = self.spare.pop().unwrap_or_default();
+            match self.ring.take(&mut chain, &self.memory, self.limits) {
+                Ok(Some((taken, loaded))) => {
+                    if let Some(request) = self.begin(taken, chain, loaded) {
+                        return Some(request);
+                    }
+                }
+                nothing => {
+                    self.spare.push(chain);
+                    if let Err(error) = nothing {
+                        self.break_ring(error);
+                    }
                     return None;
                 }
-            };
-            self.budget = self.budget.saturating_sub(1);
-            if let Some(request) = self.load(head) {
-                return Some(request);
             }
         }
         None
     }
 
-    /// Marks the head in flight and walks its chain; a malformed one goes back.
-    fn load(&mut self, head: u16) -> Option<Request> {
-        match self.busy.get_mut(usize::from(head)) {
+    /// Marks what was taken as in flight; a malformed chain goes back.
+    #[inline]
+    fn begin(&mut self, taken: Taken, chain: Chain, loaded: Result<(), Malformed>) -> Option<Request> {
+        match self.busy.get_mut(usize::from(taken.id)) {
             Some(busy) if !*busy => *busy = true,
             _ => {
-                self.break_ring(RingError::InFlight(head));
+                self.break_ring(RingError::InFlight(taken.id));
                 return None;
             }
         }
+        self.budget = self.budget.saturating_sub(1);
         self.in_flight = self.in_flight.saturating_add(1);
-        let mut chain = self.spare.pop().unwrap_or_default();
-        let loaded = chain.load(&self.ring, head, &self.memory, self.limits);
-        let request = Request { head, chain, returned: false };
+        let segments = chain.segments();
+        self.segments = self.segments.saturating_add(segments);
+        let request = Request { taken, chain, segments, returned: false };
         match loaded {
             Ok(()) => Some(request),
             Err(_) => {
@@ -210,15 +235,19 @@ impl Queue {
 
     fn give_back(&mut self, mut request: Request, written_bytes: u32) {
         request.returned = true;
-        if let Some(busy) = self.busy.get_mut(usize::from(request.head)) {
+        if let Some(busy) = self.busy.get_mut(usize::from(request.taken.id)) {
             *busy = false;
         }
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.segments = self.segments.saturating_sub(request.segments);
+        // What was left in the ring for want of room can go on.
+        self.woken |= std::mem::take(&mut self.saturated);
         let mut chain = std::mem::take(&mut request.chain);
         chain.clear();
+        chain.shrink(if self.spare.len() < USUAL_CHAINS { USUAL_SEGMENTS } else { FEW_SEGMENTS });
         self.spare.push(chain);
         if self.broken.is_none() {
-            self.ring.push_used(request.head, written_bytes);
+            self.ring.push_used(request.taken, written_bytes);
         }
     }
 
@@ -278,7 +307,7 @@ impl Queue {
     /// Ends a turn. `true`: another one is due, because this one used up its budget or because more came while
     /// the driver was asked to notify again. A handler that did not drain the ring wants no notification.
     pub(crate) fn end_turn(&mut self, drained: bool) -> bool {
-        self.broken.is_none() && drained && (self.budget == 0 || self.ring.arm())
+        self.broken.is_none() && drained && !self.saturated && (self.budget == 0 || self.ring.arm())
     }
 
     pub(crate) fn set_call(&mut self, call: Signal) {
@@ -286,8 +315,13 @@ impl Queue {
     }
 
     /// Where the ring is to go on after a stop.
-    pub(crate) fn base(&self) -> u16 {
+    pub(crate) fn base(&self) -> u32 {
         self.ring.base()
+    }
+
+    /// The ring has not been served by anybody yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.ring.base() == Ring::first_base(matches!(self.ring, Ring::Packed(_)))
     }
 
     /// Interrupts unconditionally: whoever starts a ring may have missed a call before.

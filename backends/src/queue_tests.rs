@@ -28,7 +28,7 @@ fn bench(size: u16) -> Bench {
         error: Signal::new(Some(error.try_clone().unwrap())),
         stats: Arc::clone(&stats),
     };
-    let queue = Queue::new(guest.ring(0), Arc::clone(&guest.memory), setup);
+    let queue = Queue::new(Ring::Split(guest.ring(0)), Arc::clone(&guest.memory), setup);
     for index in 0..size {
         guest.descriptor(index, DATA, 8, Descriptor::WRITE, 0);
     }

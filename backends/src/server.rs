@@ -25,13 +25,15 @@ use crate::proto::transport::MESSAGE_DEADLINE;
 use crate::proto::wire::{DecodeError, Header};
 use crate::proto::{Connection, Frame, MemoryRegion, ProtocolFeatures, Reply, Request, TransportError};
 use crate::queue::{Queue, QueueSetup};
-use crate::ring::split::{Layout, SplitRing};
+use crate::ring::{Layout, Ring};
 use crate::session::{Host, Offer, Refusal, RingStart, Session};
 use crate::stats::QueueStats;
 use crate::worker::Workers;
 
 /// Ring and transport features of every daemon.
 const COMMON_FEATURES: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1
+    | 1 << virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED
+    | 1 << virtio_bindings::virtio_config::VIRTIO_F_RING_RESET
     | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC
     | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 const PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::MQ
@@ -270,12 +272,12 @@ impl<D: Device> Host for Server<D> {
     }
 
     fn ring_fits(&self, layout: &Layout) -> bool {
-        SplitRing::new(&self.memory, layout, 0).is_some()
+        Ring::new(&self.memory, layout, Ring::first_base(layout.packed)).is_some()
     }
 
     fn start_ring(&mut self, start: RingStart) -> Result<(), Refusal> {
         let refused = Refusal::RingAddress(u32::from(start.index));
-        let ring = SplitRing::new(&self.memory, &start.layout, start.base).ok_or(refused)?;
+        let ring = Ring::new(&self.memory, &start.layout, start.base).ok_or(refused)?;
         let stats = self.stats.get(usize::from(start.index)).cloned().unwrap_or_default();
         let setup = QueueSetup {
             index: start.index,
@@ -289,7 +291,7 @@ impl<D: Device> Host for Server<D> {
         self.workers.start(queue, start.kick).map_err(Refusal::Start)
     }
 
-    fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal> {
+    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {
         self.workers.stop(index, self.patience).ok_or(Refusal::Drain(u32::from(index)))
     }
 

@@ -29,10 +29,12 @@ use crate::memory::{MAX_SLOTS, MemoryError};
 use crate::notify::Signal;
 use crate::proto::wire::F_PROTOCOL_FEATURES;
 use crate::proto::{Code, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr};
-use crate::ring::split::Layout;
+use crate::ring::{Layout, Ring as Virtqueue};
 
-/// Longest queue: what QEMU and Linux use at most. It bounds what a guest can make a queue hold.
-pub const MAX_QUEUE_SIZE: u16 = 1024;
+/// Longest queue there can be (virtio 1.3 §2.7, §2.8.10.1).
+pub const MAX_QUEUE_SIZE: u16 = 32768;
+/// Feature bit: packed rings.
+const F_RING_PACKED: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
 /// Which rule a request broke. The session goes on as if it had not come.
 #[derive(Debug, Error)]
@@ -50,11 +52,11 @@ pub enum Refusal {
     /// A queue the device does not have.
     #[error("Queue {index} of {queues}")]
     NoQueue { index: u32, queues: usize },
-    /// A queue size that is 0, no power of two, or too large (virtio 1.3 §2.7).
-    #[error("Queue size {0} is not a power of two of at most {MAX_QUEUE_SIZE}")]
+    /// A queue size that is 0, too large, or for a split ring no power of two (virtio 1.3 §2.7, §2.8.10.1).
+    #[error("Queue size {0} is not 1 to {MAX_QUEUE_SIZE}, and a power of two where rings are split")]
     Size(u32),
-    /// A base that is no 16-bit index.
-    #[error("Ring base {0:#x} is not a 16-bit index")]
+    /// A base that is no place in the ring: split, a 16-bit index; packed, two places with their laps.
+    #[error("Ring base {0:#x} is no place in the ring")]
     Base(u32),
     /// Something that a running ring does not allow.
     #[error("Queue {index} is running, {code:?} must wait until it is stopped")]
@@ -86,8 +88,8 @@ pub struct RingStart {
     pub index: u16,
     /// Where it is.
     pub layout: Layout,
-    /// Next available entry.
-    pub base: u16,
+    /// Where to go on.
+    pub base: u32,
     /// Features agreed on.
     pub features: u64,
     /// Driver to device.
@@ -128,7 +130,7 @@ pub trait Host {
     ///
     /// # Errors
     /// [`Refusal::Drain`]
-    fn stop_ring(&mut self, index: u16) -> Result<u16, Refusal>;
+    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal>;
     /// Gives a running ring another call eventfd.
     fn set_call(&mut self, index: u16, call: Signal);
     /// The configuration space.
@@ -163,7 +165,8 @@ struct Ring {
     state: RingState,
     size: Option<u16>,
     addr: Option<VringAddr>,
-    base: u16,
+    /// Where to go on; until it is known the ring begins.
+    base: Option<u32>,
     kick: Option<Arc<OwnedFd>>,
     call: Signal,
     error: Signal,
@@ -219,7 +222,7 @@ impl Session {
             }
             Request::AddMemReg(region) => self.add_region(region, fds.next(), host),
             Request::RemMemReg(region) => self.with_rings_stopped(host, |host| host.remove_memory(region)),
-            Request::SetVringNum { index, num } => self.set_size(index, num),
+            Request::SetVringNum { index, num } => self.set_size(index, num, host),
             Request::SetVringBase { index, base } => self.set_base(index, base),
             Request::SetVringAddr(addr) => self.set_address(addr, host),
             Request::GetVringBase { index } => self.get_base(index, host),
@@ -276,7 +279,7 @@ impl Session {
         let mut stopped = Vec::new();
         for (index, ring) in (0..).zip(&mut self.rings) {
             if ring.state == RingState::Running {
-                ring.base = host.stop_ring(index)?;
+                ring.base = Some(host.stop_ring(index)?);
                 ring.state = RingState::Stopped;
                 stopped.push(index);
             }
@@ -299,15 +302,27 @@ impl Session {
         self.with_rings_stopped(host, |host| host.add_memory(region, fd))
     }
 
-    fn set_size(&mut self, index: u32, num: u32) -> Answer {
-        let size = u16::try_from(num).ok().filter(|n| n.is_power_of_two() && *n <= MAX_QUEUE_SIZE);
-        self.stopped(index, Code::SetVringNum)?.size = Some(size.ok_or(Refusal::Size(num))?);
-        Ok(None)
+    fn set_size(&mut self, index: u32, num: u32, host: &mut impl Host) -> Answer {
+        let packed = self.features & F_RING_PACKED != 0;
+        let size = u16::try_from(num).ok().filter(|n| (1..=MAX_QUEUE_SIZE).contains(n));
+        let size = size.filter(|n| packed || n.is_power_of_two());
+        let ring = self.stopped(index, Code::SetVringNum)?;
+        let old = ring.size.replace(size.ok_or(Refusal::Size(num))?);
+        self.reconcile(index, host).inspect_err(|_| {
+            if let Ok(ring) = self.ring(index) {
+                ring.size = old;
+            }
+        })
     }
 
     fn set_base(&mut self, index: u32, base: u32) -> Answer {
+        let packed = self.features & F_RING_PACKED != 0;
         let ring = self.stopped(index, Code::SetVringBase)?;
-        ring.base = u16::try_from(base).map_err(|_| Refusal::Base(base))?;
+        // Whether a packed one is within the ring shows when its size is known.
+        if !packed && base > u32::from(u16::MAX) {
+            return Err(Refusal::Base(base));
+        }
+        ring.base = Some(base);
         Ok(None)
     }
 
@@ -331,20 +346,22 @@ impl Session {
     }
 
     fn get_base(&mut self, index: u32, host: &mut impl Host) -> Answer {
+        let packed = self.features & F_RING_PACKED != 0;
         let ring = self.ring(index)?;
         if ring.state == RingState::Running {
-            ring.base = host.stop_ring(queue_number(index)?)?;
+            ring.base = Some(host.stop_ring(queue_number(index)?)?);
             ring.state = RingState::Stopped;
         }
         ring.kick = None;
-        Ok(Some(Reply::VringState { index, base: u32::from(ring.base) }))
+        let base = ring.base.unwrap_or(Virtqueue::first_base(packed));
+        Ok(Some(Reply::VringState { index, base }))
     }
 
     fn set_kick(&mut self, index: u8, fd: Option<OwnedFd>, host: &mut impl Host) -> Answer {
         let fd = fd.ok_or(Refusal::Polled(index))?;
         let ring = self.ring(index.into())?;
         if ring.state == RingState::Running {
-            ring.base = host.stop_ring(index.into())?;
+            ring.base = Some(host.stop_ring(index.into())?);
             ring.state = RingState::Stopped;
         }
         ring.kick = Some(Arc::new(fd));
@@ -364,7 +381,7 @@ impl Session {
         let ring = self.ring(index)?;
         let old = ring.enabled.replace(enable);
         if ring.state == RingState::Running && !enable {
-            ring.base = host.stop_ring(queue_number(index)?)?;
+            ring.base = Some(host.stop_ring(queue_number(index)?)?);
             ring.state = RingState::Stopped;
         }
         self.reconcile(index, host).inspect_err(|_| {
@@ -400,7 +417,7 @@ impl Session {
         host.start_ring(RingStart {
             index: queue_number(index)?,
             layout,
-            base: ring.base,
+            base: ring.base.unwrap_or(Virtqueue::first_base(layout.packed)),
             features,
             kick: Arc::clone(kick),
             call: ring.call.clone(),
@@ -433,6 +450,7 @@ impl Ring {
             descriptor: addr.descriptor,
             available: addr.available,
             used: addr.used,
+            packed: features & F_RING_PACKED != 0,
             event_idx: features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
         })
     }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use crate::memory::Segment;
 
 /// Most segments of one call (the kernel's UIO_MAXIOV); what is over is left for the next.
-const MAX_SEGMENTS: usize = 1024;
+pub(crate) const MAX_SEGMENTS: usize = 1024;
 
 /// Reads a file at `offset` into guest memory.
 ///

@@ -9,8 +9,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use crate::memory::Memory;
 use crate::proto::MemoryRegion;
-use crate::ring::Descriptor;
-use crate::ring::split::{Layout, SplitRing};
+use crate::ring::split::SplitRing;
+use crate::ring::{Descriptor, Layout};
 
 /// Guest-physical and front-end addresses of the first region differ, so that mixing them up shows.
 pub(crate) const GUEST_BASE: u64 = 0x10_0000;
@@ -50,6 +50,7 @@ impl Guest {
             descriptor: USER_BASE,
             available: USER_BASE + 0x4000,
             used: USER_BASE + 0x8000,
+            packed: false,
             event_idx: self.event_idx,
         }
     }

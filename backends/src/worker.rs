@@ -27,7 +27,7 @@ const MAILBOX: Token = Token(1 << 30);
 /// What the control thread asks of a worker.
 enum Command {
     Start(Box<Queue>, Arc<OwnedFd>),
-    Stop(u16, SyncSender<u16>),
+    Stop(u16, SyncSender<u32>),
     SetCall(u16, Signal),
     Exit,
 }
@@ -68,7 +68,7 @@ impl<D: Device> Workers<D> {
 
     /// Stops a queue: no new request is taken, what is in flight is waited for. The base to go on from;
     /// `None` when that took longer than `patience`, and the queue goes on draining by itself.
-    pub fn stop(&self, index: u16, patience: Duration) -> Option<u16> {
+    pub fn stop(&self, index: u16, patience: Duration) -> Option<u32> {
         let (answer, answered) = sync_channel(1);
         self.of(index)?.send(Command::Stop(index, answer));
         answered.recv_timeout(patience).ok()
@@ -140,7 +140,7 @@ struct Duty {
     /// A turn is due.
     due: bool,
     /// Whoever waits for the queue to be stopped.
-    stopping: Option<SyncSender<u16>>,
+    stopping: Option<SyncSender<u32>>,
     /// Starts when the one before has drained: its front-end went without waiting for that.
     successor: Option<(Queue, Arc<OwnedFd>)>,
 }
@@ -240,7 +240,7 @@ impl<H: Handler> Round<H> {
         if let Err(error) = self.engine.watch(kick.as_fd(), Interest::Read, Token(u32::from(index))) {
             tracing::warn!(queue = index, %error, "Kick descriptor cannot be polled; the queue will not be served");
         }
-        if queue.base() != 0 {
+        if !queue.is_fresh() {
             // Whoever served the ring before may have ended between the used index and the interrupt.
             queue.raise_call();
         }
@@ -248,7 +248,7 @@ impl<H: Handler> Round<H> {
         *duty = Duty { kick: Some(kick), due: true, ..Duty::default() };
     }
 
-    fn stop(&mut self, index: u16, answer: SyncSender<u16>) {
+    fn stop(&mut self, index: u16, answer: SyncSender<u32>) {
         let (Some(queue), Some(duty)) = (self.queues.get(index), self.duties.get_mut(usize::from(index)))
         else {
             return;

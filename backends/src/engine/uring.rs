@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::slab::Slab;
 use super::{Buffers, Event, Interest, Op, Token};
 use crate::memory::Segment;
+use crate::sys;
 
 /// Entries of the submission queue; a full one is submitted early.
 const ENTRIES: u32 = 256;
@@ -198,6 +199,7 @@ fn poll_entry(watch: Watch) -> squeue::Entry {
 
 /// One segment goes without a list: the kernel has one thing less to copy.
 fn operation(fd: Fd, op: Op, segments: &[Segment]) -> squeue::Entry {
+    let segments = segments.get(..sys::MAX_SEGMENTS).unwrap_or(segments);
     let count = u32::try_from(segments.len()).unwrap_or(u32::MAX);
     let list = segments.as_ptr().cast::<libc::iovec>();
     match (op, segments) {

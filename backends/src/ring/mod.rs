@@ -1,14 +1,149 @@
 //! Virtqueues as the device sees them: which heads are available, which are used, who wants to be told.
 //!
-//! In: the three parts of a ring in guest memory. Out: heads to serve, one at a time; used elements go back
-//! the other way. Promises: every index of the driver is bounded before it is used; the used index is
-//! published only by `publish`, so that a batch costs one store; event suppression follows virtio 1.3 §2.7.
-//! Refuses: an available index further ahead than the queue is long, a head that is no descriptor. Both are
-//! [`RingError`]s: they break this ring, because no head is known that could be given back.
+//! In: the three parts of a ring in guest memory, split or packed. Out: chains to serve, one at a time; used
+//! elements go back the other way. Promises: every index of the driver is bounded before it is used; what was
+//! used is published only by [`Ring::publish`], so that a batch shows at once and costs one store; event
+//! suppression follows virtio 1.3 §2.7 and §2.8.
+//! Refuses: an available index further ahead than the queue is long, a head that is no descriptor, a packed
+//! chain that runs over its ring. These are [`RingError`]s: they break this ring, because nothing is known
+//! that could be given back.
 
+pub mod packed;
 pub mod split;
 
 use thiserror::Error;
+
+use crate::chain::{Chain, Limits, Malformed};
+use crate::memory::Memory;
+use packed::PackedRing;
+use split::SplitRing;
+
+/// Where a front-end says the parts of a ring are, in its own addresses, and which features shape it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Entries: at most 32768, and a power of two if split.
+    pub size: u16,
+    /// Descriptor table; packed: descriptor ring.
+    pub descriptor: u64,
+    /// Available ring; packed: driver event suppression.
+    pub available: u64,
+    /// Used ring; packed: device event suppression.
+    pub used: u64,
+    /// VIRTIO_F_RING_PACKED.
+    pub packed: bool,
+    /// VIRTIO_F_EVENT_IDX.
+    pub event_idx: bool,
+}
+
+/// What must go back to the driver for a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Head (split) or buffer id (packed).
+    pub id: u16,
+    /// Entries of the ring that it took (packed).
+    pub slots: u16,
+}
+
+/// A chain that was taken, well formed or not, if there was one; or a ring that is broken.
+pub type Take = Result<Option<(Taken, Result<(), Malformed>)>, RingError>;
+
+/// The device's side of a virtqueue of either kind.
+// One a queue, and both kinds are a few words.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug)]
+pub enum Ring {
+    /// Virtio 1.3 §2.7.
+    Split(SplitRing),
+    /// Virtio 1.3 §2.8.
+    Packed(PackedRing),
+}
+
+impl Ring {
+    /// Finds the ring in memory; `base` says where to go on (vhost-user SET_VRING_BASE). `None` when a part is
+    /// unaligned or not wholly inside one region, or size or base make no sense.
+    pub fn new(memory: &Memory, layout: &Layout, base: u32) -> Option<Ring> {
+        if layout.packed {
+            return PackedRing::new(memory, layout, base).map(Ring::Packed);
+        }
+        SplitRing::new(memory, layout, u16::try_from(base).ok()?).map(Ring::Split)
+    }
+
+    /// Base of a ring that begins: packed rings count laps from one.
+    pub fn first_base(packed: bool) -> u32 {
+        if packed { 0x8000_8000 } else { 0 }
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        match self {
+            Ring::Split(ring) => ring.size(),
+            Ring::Packed(ring) => ring.size(),
+        }
+    }
+
+    /// Where to go on from after a stop.
+    pub fn base(&self) -> u32 {
+        match self {
+            Ring::Split(ring) => u32::from(ring.base()),
+            Ring::Packed(ring) => ring.base(),
+        }
+    }
+
+    /// Takes the next available chain into `chain`, if there is one; a malformed one must go back.
+    ///
+    /// # Errors
+    /// [`RingError`]: the ring is broken.
+    #[inline]
+    pub fn take(&mut self, chain: &mut Chain, memory: &Memory, limits: Limits) -> Take {
+        match self {
+            Ring::Packed(ring) => ring.take(chain, memory, limits),
+            Ring::Split(ring) => {
+                let Some(head) = ring.next()? else { return Ok(None) };
+                Ok(Some((Taken { id: head, slots: 1 }, chain.load(ring, head, memory, limits))))
+            }
+        }
+    }
+
+    /// Fills the next used entry. The driver sees it after [`Ring::publish`].
+    #[inline]
+    pub fn push_used(&mut self, taken: Taken, written_bytes: u32) {
+        match self {
+            Ring::Split(ring) => ring.push_used(taken.id, written_bytes),
+            Ring::Packed(ring) => ring.push_used(taken, written_bytes),
+        }
+    }
+
+    /// Shows the driver all that was pushed. `true`: it wants an interrupt for it.
+    pub fn publish(&mut self) -> bool {
+        match self {
+            Ring::Split(ring) => ring.publish(),
+            Ring::Packed(ring) => ring.publish(),
+        }
+    }
+
+    /// Asks the driver not to notify while we are looking anyway.
+    pub fn disarm(&mut self) {
+        match self {
+            Ring::Split(ring) => ring.disarm(),
+            Ring::Packed(ring) => ring.disarm(),
+        }
+    }
+
+    /// Asks for a notification of the next chain. `true`: one came meanwhile, look again instead of waiting.
+    pub fn arm(&mut self) -> bool {
+        match self {
+            Ring::Split(ring) => ring.arm(),
+            Ring::Packed(ring) => ring.arm(),
+        }
+    }
+}
+
+/// The other side asked to hear when index `event` is passed; did the step from `old` to `new` pass it?
+/// (virtio 1.3 §2.7.7.1, §2.7.10.1)
+#[inline]
+pub fn event_wanted(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+}
 
 /// A ring whose driver broke it. Nothing more is read from or written to it until it is set up again.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -24,11 +159,14 @@ pub enum RingError {
         size: u16,
     },
     /// An available entry names no descriptor.
-    #[error("Available entry names descriptor {0}, which the queue does not have")]
+    #[error("Available entry names descriptor or buffer {0}, which the queue does not have")]
     Head(u16),
     /// A head was made available again before it was used.
-    #[error("Descriptor {0} was made available while it is in flight")]
+    #[error("Descriptor or buffer {0} was made available while it is in flight")]
     InFlight(u16),
+    /// A packed chain is longer than the ring, or runs into entries that are not available (§2.8.6).
+    #[error("Chain runs over entries that are not available")]
+    Chain,
     /// The ring's memory cannot be reached.
     #[error("Ring memory cannot be read")]
     Memory,
@@ -69,6 +207,13 @@ impl Descriptor {
             flags: (value >> 96) as u16,
             next: (value >> 112) as u16,
         }
+    }
+
+    /// The same bytes read as a packed descriptor, in which a buffer id and the flags stand where a split one
+    /// has flags and next (§2.8.13). The id is then in `next`.
+    #[inline]
+    pub fn as_packed(self) -> Descriptor {
+        Descriptor { flags: self.next, next: self.flags, ..self }
     }
 
     /// The descriptor as it stands in memory.

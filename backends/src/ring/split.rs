@@ -22,7 +22,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::{Descriptor, RingError};
+use super::{Descriptor, Layout, RingError, event_wanted};
 use crate::memory::{Area, Memory};
 
 const FLAGS: usize = 0;
@@ -30,21 +30,6 @@ const IDX: usize = 2;
 const RING: usize = 4;
 /// Driver to device: do not interrupt (virtio 1.3 §2.7.6). Device to driver: do not notify (§2.7.8).
 const NO_EVENT: u16 = 1;
-
-/// Where a front-end says the parts of a ring are, in its own addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// Entries; a power of two of at most 32768.
-    pub size: u16,
-    /// Descriptor table.
-    pub descriptor: u64,
-    /// Available ring.
-    pub available: u64,
-    /// Used ring.
-    pub used: u64,
-    /// VIRTIO_F_EVENT_IDX: both rings have one field more.
-    pub event_idx: bool,
-}
 
 /// The device's side of a split virtqueue.
 #[derive(Debug)]
@@ -187,13 +172,6 @@ impl SplitRing {
     fn event_field(&self, entry: usize) -> usize {
         usize::from(self.size).wrapping_mul(entry).wrapping_add(RING)
     }
-}
-
-/// The other side asked to hear when index `event` is passed; did the step from `old` to `new` pass it?
-/// (virtio 1.3 §2.7.7.1, §2.7.10.1)
-#[inline]
-pub fn event_wanted(event: u16, new: u16, old: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
 #[cfg(test)]

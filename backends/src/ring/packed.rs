@@ -1,0 +1,258 @@
+//! The packed virtqueue (virtio 1.3 §2.8).
+//!
+//! ```text
+//! descriptor ring      16 bytes an entry: addr, len, id, flags    driver writes requests, device overwrites with used
+//! driver event area    off_wrap | flags                           when the driver wants interrupts
+//! device event area    off_wrap | flags                           when the device wants notifications
+//! ```
+//! Both sides walk the one ring and count laps by a wrap bit. An entry is available when its AVAIL flag equals
+//! the lap's bit and its USED flag does not, and used when both equal it (§2.8.1). A chain is a run of entries;
+//! its buffer id stands in the last one (§2.8.6). The device writes one used entry a chain and steps over as
+//! many entries as the chain had.
+//!
+//! A batch shows at once: the flags of its first used entry are stored last.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::panic
+    )
+)]
+
+use std::sync::atomic::{Ordering, fence};
+
+use super::{Descriptor, Layout, RingError, Take, Taken, event_wanted};
+use crate::chain::{Chain, Limits, Links, Malformed};
+use crate::memory::{Area, Memory};
+
+/// Flag bits of an entry beside those of [`Descriptor`] (§2.8.1).
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+/// Offset of id and flags in an entry.
+const ID: usize = 12;
+const FLAGS: usize = 14;
+/// Fields of an event area (§2.8.10).
+const EVENT_OFF_WRAP: usize = 0;
+const EVENT_FLAGS: usize = 2;
+const EVENT_ENABLE: u16 = 0;
+const EVENT_DISABLE: u16 = 1;
+const EVENT_DESC: u16 = 2;
+
+/// A place in the ring, and the lap it is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cursor {
+    at: u16,
+    wrap: bool,
+}
+
+impl Cursor {
+    /// From 15 bits of place and one of lap, as event areas and ring bases have it.
+    fn from_bits(bits: u16, size: u16) -> Option<Cursor> {
+        let cursor = Cursor { at: bits & 0x7fff, wrap: bits & 0x8000 != 0 };
+        (cursor.at < size).then_some(cursor)
+    }
+
+    fn bits(self) -> u16 {
+        self.at | u16::from(self.wrap) << 15
+    }
+
+    fn advance(&mut self, by: u16, size: u16) {
+        // Both are at most 32768, so the sum fits.
+        let next = self.at.wrapping_add(by);
+        if next >= size {
+            *self = Cursor { at: next.wrapping_sub(size), wrap: !self.wrap };
+        } else {
+            self.at = next;
+        }
+    }
+}
+
+/// The device's side of a packed virtqueue.
+#[derive(Debug)]
+pub struct PackedRing {
+    entries: Area,
+    driver_event: Area,
+    device_event: Area,
+    size: u16,
+    event_idx: bool,
+    avail: Cursor,
+    used: Cursor,
+    /// First used entry of the batch at hand, whose flags are not stored yet.
+    first: Option<(Cursor, u16)>,
+    /// Used cursor when the driver was last told, or found not to want it.
+    told: Cursor,
+}
+
+impl PackedRing {
+    /// Finds the ring in memory; `base` holds both cursors (vhost-user GET_VRING_BASE).
+    ///
+    /// `None` when a part is unaligned (§2.8.10.1: 16, 4 and 4 bytes) or not in one region, or `base` is outside.
+    pub fn new(memory: &Memory, layout: &Layout, base: u32) -> Option<PackedRing> {
+        if layout.size == 0 || layout.size > 1 << 15 {
+            return None;
+        }
+        let bytes = usize::from(layout.size).checked_mul(Descriptor::BYTES)?;
+        // The halves of the base.
+        let (low, high) = (u16::try_from(base & 0xffff).ok()?, u16::try_from(base >> 16).ok()?);
+        let used = Cursor::from_bits(high, layout.size)?;
+        Some(PackedRing {
+            entries: memory.ring_area(layout.descriptor, bytes, 16)?,
+            driver_event: memory.ring_area(layout.available, 4, 4)?,
+            device_event: memory.ring_area(layout.used, 4, 4)?,
+            size: layout.size,
+            event_idx: layout.event_idx,
+            avail: Cursor::from_bits(low, layout.size)?,
+            used,
+            first: None,
+            told: used,
+        })
+    }
+
+    /// Entries.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Both cursors: where to go on from after a stop.
+    pub fn base(&self) -> u32 {
+        u32::from(self.avail.bits()) | u32::from(self.used.bits()) << 16
+    }
+
+    /// Takes the next available chain into `chain`, if there is one.
+    ///
+    /// Outer error: the ring is broken. Inner error: the chain is malformed and must go back.
+    #[inline]
+    pub fn take(&mut self, chain: &mut Chain, memory: &Memory, limits: Limits) -> Take {
+        if !self.is_available(self.avail)? {
+            return Ok(None);
+        }
+        let mut loading = chain.begin(memory, limits);
+        let mut outcome = Ok(());
+        let mut slots = 0u16;
+        loop {
+            let descriptor = self.entry(self.avail)?;
+            // The first was seen to be available; a chain that runs into what is not never ends well.
+            if slots > 0 && !self.flags_available(descriptor.flags, self.avail) {
+                return Err(RingError::Chain);
+            }
+            self.avail.advance(1, self.size);
+            slots = slots.wrapping_add(1);
+            // Malformed or not, the id in the last entry must be found to give the chain back.
+            // §2.8.8: an indirect descriptor stands alone.
+            if slots > 1 && descriptor.has(Descriptor::INDIRECT) {
+                outcome = outcome.and(Err(Malformed::Indirect));
+            }
+            outcome = outcome.and_then(|()| loading.add(descriptor, Links::None));
+            if !descriptor.has(Descriptor::NEXT) {
+                let id = descriptor.next;
+                if id >= self.size {
+                    return Err(RingError::Head(id));
+                }
+                return Ok(Some((Taken { id, slots }, outcome.and_then(|()| loading.end()))));
+            }
+            if slots >= self.size {
+                return Err(RingError::Chain);
+            }
+        }
+    }
+
+    /// Entry at a cursor, its id in `next`.
+    #[inline]
+    fn entry(&self, at: Cursor) -> Result<Descriptor, RingError> {
+        let bytes = self.entries.read(self.place(at)).ok_or(RingError::Memory)?;
+        Ok(Descriptor::from_bytes(bytes).as_packed())
+    }
+
+    #[inline]
+    fn is_available(&self, at: Cursor) -> Result<bool, RingError> {
+        let place = self.place(at).wrapping_add(FLAGS);
+        // The acquire orders the rest of the entry, and of its chain, after the flags.
+        let flags = self.entries.load_u16(place, Ordering::Acquire).ok_or(RingError::Memory)?;
+        Ok(self.flags_available(flags, at))
+    }
+
+    #[inline]
+    fn flags_available(&self, flags: u16, at: Cursor) -> bool {
+        (flags & AVAIL != 0) == at.wrap && (flags & USED != 0) != at.wrap
+    }
+
+    /// Fills the next used entry. The driver sees it after [`PackedRing::publish`].
+    #[inline]
+    pub fn push_used(&mut self, taken: Taken, written_bytes: u32) {
+        let place = self.place(self.used);
+        let lap = if self.used.wrap { AVAIL | USED } else { 0 };
+        // WRITE says that the length counts (§2.8.7.1).
+        let flags = if written_bytes > 0 { lap | Descriptor::WRITE } else { lap };
+        self.entries.write(place.wrapping_add(8), written_bytes.to_le_bytes());
+        self.entries.write(place.wrapping_add(ID), taken.id.to_le_bytes());
+        if self.first.is_none() {
+            self.first = Some((self.used, flags));
+        } else {
+            self.entries.store_u16(place.wrapping_add(FLAGS), flags, Ordering::Relaxed);
+        }
+        self.used.advance(taken.slots, self.size);
+    }
+
+    /// Shows the driver all that was pushed. `true`: it wants an interrupt for it (§2.8.10).
+    pub fn publish(&mut self) -> bool {
+        let Some((first, flags)) = self.first.take() else { return false };
+        self.entries.store_u16(self.place(first).wrapping_add(FLAGS), flags, Ordering::Release);
+        // The entries must be visible before the driver's wish is read, or an interrupt could get lost.
+        fence(Ordering::SeqCst);
+        let told = std::mem::replace(&mut self.told, self.used);
+        match self.driver_event.load_u16(EVENT_FLAGS, Ordering::Acquire).unwrap_or(EVENT_ENABLE) {
+            EVENT_DISABLE => false,
+            EVENT_DESC if self.event_idx => {
+                let bits = self.driver_event.load_u16(EVENT_OFF_WRAP, Ordering::Relaxed).unwrap_or(0);
+                self.passed(bits, told)
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether the step from `told` to the used cursor passed the entry that the driver named (§2.8.10).
+    fn passed(&self, off_wrap: u16, told: Cursor) -> bool {
+        // Places are made one line of numbers: what lies a lap back is `size` less.
+        let mut event = off_wrap & 0x7fff;
+        if (off_wrap & 0x8000 != 0) != self.used.wrap {
+            event = event.wrapping_sub(self.size);
+        }
+        let mut old = told.at;
+        if told.wrap != self.used.wrap {
+            old = old.wrapping_sub(self.size);
+        }
+        event_wanted(event, self.used.at, old)
+    }
+
+    /// Asks the driver not to notify while we are looking anyway.
+    pub fn disarm(&mut self) {
+        self.device_event.store_u16(EVENT_FLAGS, EVENT_DISABLE, Ordering::Relaxed);
+    }
+
+    /// Asks for a notification of the next chain. `true`: one came meanwhile, look again instead of waiting.
+    pub fn arm(&mut self) -> bool {
+        if self.event_idx {
+            self.device_event.store_u16(EVENT_OFF_WRAP, self.avail.bits(), Ordering::Relaxed);
+            self.device_event.store_u16(EVENT_FLAGS, EVENT_DESC, Ordering::Release);
+        } else {
+            self.device_event.store_u16(EVENT_FLAGS, EVENT_ENABLE, Ordering::Relaxed);
+        }
+        // The wish must be visible before the flags are read again, or a notification could get lost.
+        fence(Ordering::SeqCst);
+        self.is_available(self.avail).unwrap_or(false)
+    }
+
+    #[inline]
+    fn place(&self, at: Cursor) -> usize {
+        // At most 32767 * 16.
+        usize::from(at.at).wrapping_mul(Descriptor::BYTES)
+    }
+}
+
+#[cfg(test)]
+#[path = "packed_tests.rs"]
+mod tests;
