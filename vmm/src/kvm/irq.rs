@@ -45,16 +45,15 @@ pub enum IrqError {
     #[error("This machine has more than {} interrupt sources; use fewer devices or queues", MSI_GSI_END - FIRST_MSI_GSI)]
     TooMany,
     /// The host would not make an eventfd.
-    #[error("Cannot make an eventfd; raise the limit of open files (ulimit -n)")]
-    Event(#[source] io::Error),
+    #[error("Cannot make an eventfd: {0}; raise the limit of open files (ulimit -n)")]
+    Event(io::Error),
     /// KVM refused.
-    #[error("KVM refused to {step}")]
+    #[error("KVM refused to {step}: {cause}")]
     Kvm {
         /// What was asked.
         step: &'static str,
         /// What it said.
-        #[source]
-        source: kvm_ioctls::Error,
+        cause: kvm_ioctls::Error,
     },
 }
 
@@ -147,7 +146,7 @@ impl IrqRouter {
         let mut table = legacy_routes();
         table.extend(routes.iter().filter_map(|(gsi, message)| message.map(|m| m.route(*gsi))));
         let table = KvmIrqRouting::from_entries(&table).map_err(|_| IrqError::TooMany)?;
-        let refused = |source| IrqError::Kvm { step: "route interrupts (KVM_SET_GSI_ROUTING)", source };
+        let refused = |cause| IrqError::Kvm { step: "route interrupts (KVM_SET_GSI_ROUTING)", cause };
         self.vm.set_gsi_routing(&table).map_err(refused)
     }
 
@@ -172,7 +171,7 @@ impl IrqLine {
 
     fn attach(&mut self) -> Result<(), IrqError> {
         if !self.attached {
-            let refused = |source| IrqError::Kvm { step: "attach an interrupt (KVM_IRQFD)", source };
+            let refused = |cause| IrqError::Kvm { step: "attach an interrupt (KVM_IRQFD)", cause };
             self.router.vm.register_irqfd(self.event.for_kvm(), self.gsi).map_err(refused)?;
             self.attached = true;
         }

@@ -156,10 +156,13 @@ mod tests {
         second.set_running(0, true);
         second.place(Some(0xc000_0000));
         assert_eq!(addresses(&second), [None], "taken by the first");
-        drop(first);
+        first.place(Some(0xd000_0000));
         second.place(None);
         second.place(Some(0xc000_0000));
         assert_eq!(addresses(&second), [Some(0xc000_0000)]);
+        drop(first);
+        second.place(Some(0xd000_0000));
+        assert_eq!(addresses(&second), [Some(0xd000_0000)]);
     }
 
     #[test]

@@ -165,10 +165,7 @@ impl Msix {
             .map(|(_, (line, message))| (&mut line.irq, message))
             .collect();
         if let Err(error) = self.router.apply(&mut wanted) {
-            tracing::error!(
-                "Interrupts of a device stay masked: {error}: {:?}",
-                std::error::Error::source(&error)
-            );
+            tracing::error!("Interrupts of a device stay masked: {error}");
         }
     }
 

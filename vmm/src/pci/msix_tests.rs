@@ -134,6 +134,17 @@ fn a_reset_leaves_nothing_pending() {
 }
 
 #[test]
+fn what_was_raised_while_no_vector_listened_is_owed_to_nobody() {
+    let mut msix = msix(1);
+    msix.event(queue_line(0)).unwrap().raise();
+    msix.set_vector(queue_line(0), 1);
+    assert_eq!(pending(&msix), 0);
+    msix.event(queue_line(0)).unwrap().raise();
+    msix.set_vector(queue_line(0), 0);
+    assert_eq!(pending(&msix), 1, "but a change of the vector loses nothing");
+}
+
+#[test]
 fn pending_bits_are_read_at_any_offset() {
     let mut msix = msix(40);
     msix.set_vector(queue_line(35), 36);

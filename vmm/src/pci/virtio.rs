@@ -125,8 +125,8 @@ pub enum FunctionError {
     #[error(transparent)]
     Irq(#[from] IrqError),
     /// Kick eventfds.
-    #[error("Cannot make an eventfd; raise the limit of open files (ulimit -n)")]
-    Event(#[source] io::Error),
+    #[error("Cannot make an eventfd: {0}; raise the limit of open files (ulimit -n)")]
+    Event(io::Error),
 }
 
 /// The function.

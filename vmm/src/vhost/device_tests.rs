@@ -179,6 +179,42 @@ fn rings_outside_memory_cost_the_driver_its_session_only() {
 }
 
 #[test]
+fn a_ring_is_found_only_where_all_of_it_is_memory() {
+    let ram = GuestRam::new((3 << 30) + (1 << 20)).unwrap();
+    let (low_end, high, end) = (3u64 << 30, 4u64 << 30, (4u64 << 30) + (1 << 20));
+    let cases = [
+        (0, 1024, true),
+        (low_end - 1024, 1024, true),
+        (low_end - 1024, 1040, false),
+        (low_end, 16, false),
+        (high - 16, 32, false),
+        (high, 1024, true),
+        (end - 16, 16, true),
+        (end - 16, 17, false),
+        (end, 16, false),
+        (u64::MAX - 15, 16, false),
+        (0x1008, 16, false),
+    ];
+    for (at, bytes, found) in cases {
+        let want = found.then_some(USER_BASE.wrapping_add(at));
+        assert_eq!(user_address(&ram, at, bytes, 16), want, "{at:#x}+{bytes}");
+    }
+    let queue = Queue { size: 256, enabled: true, descriptors: 0, driver: 0x2000, device: low_end - 2054 };
+    assert!(locate(&ram, &Queue { device: low_end - 2056, ..queue }, false).is_some());
+    assert!(locate(&ram, &Queue { device: low_end - 2052, ..queue }, false).is_none(), "6 + 8 * 256 bytes");
+    assert!(locate(&ram, &Queue { device: low_end - 4, ..queue }, true).is_some(), "packed: 4 bytes");
+    assert!(locate(&ram, &Queue { device: 0x3002, ..queue }, false).is_none(), "aligned to 4");
+    assert!(
+        locate(&ram, &Queue { driver: 0x2001, device: 0x3000, ..queue }, false).is_none(),
+        "aligned to 2"
+    );
+    assert!(
+        locate(&ram, &Queue { descriptors: 8, device: 0x3000, ..queue }, false).is_none(),
+        "aligned to 16"
+    );
+}
+
+#[test]
 fn packed_rings_begin_with_their_wrap_counters_set() {
     let fake = Fake { features: Fake::blk().features | F_RING_PACKED, ..Fake::blk() };
     let rig = rig(fake, |_| Twist::Regular);
