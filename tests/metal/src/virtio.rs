@@ -8,7 +8,7 @@ use crate::{
     msix::Msix,
     pci::{Bus, Function, Mmio},
 };
-use alloc::{format, string::String};
+use alloc::{format, string::String, vec::Vec};
 use bitflags::bitflags;
 use virtio_drivers::{
     PhysAddr, Result as VirtioResult,
@@ -20,12 +20,19 @@ use virtio_drivers::{
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 const VENDOR_CAPABILITY: u8 = 0x09;
-const QUEUES: usize = 8;
 
 /// Offsets in `struct virtio_pci_common_cfg`, virtio 1.3 section 4.1.4.3.
 pub mod common {
     use core::ops::Range;
 
+    /// Which half of the device's features is read.
+    pub const DEVICE_FEATURE_SELECT: u64 = 0x00;
+    /// That half.
+    pub const DEVICE_FEATURE: u64 = 0x04;
+    /// Which half of the driver's features is written.
+    pub const DRIVER_FEATURE_SELECT: u64 = 0x08;
+    /// That half.
+    pub const DRIVER_FEATURE: u64 = 0x0C;
     /// MSI-X vector of configuration changes.
     pub const CONFIG_MSIX_VECTOR: u64 = 0x10;
     /// How many queues there are.
@@ -36,6 +43,8 @@ pub mod common {
     pub const QUEUE_SELECT: u64 = 0x16;
     /// MSI-X vector of the queue.
     pub const QUEUE_MSIX_VECTOR: u64 = 0x1A;
+    /// Writing 1 starts the queue.
+    pub const QUEUE_ENABLE: u64 = 0x1C;
     /// Where the queue's doorbell is.
     pub const QUEUE_NOTIFY_OFF: u64 = 0x1E;
     /// Descriptor, driver and device area, 8 bytes each.
@@ -58,7 +67,7 @@ bitflags! {
 pub struct VirtioPci {
     inner: PciTransport,
     common: Mmio,
-    doorbells: [Mmio; QUEUES],
+    doorbells: Vec<Mmio>,
     visible_features: u64,
     /// The interrupts, where they are used.
     pub msix: Option<Msix>,
@@ -107,16 +116,14 @@ pub fn structure(bus: &mut Bus, function: &Function, kind: u8) -> Result<(Mmio, 
 }
 
 /// The address to write to for each queue, virtio 1.3 section 4.1.4.4.
-fn doorbells(bus: &mut Bus, function: &Function, common: Mmio) -> Result<[Mmio; QUEUES], String> {
+pub fn doorbells(bus: &mut Bus, function: &Function, common: Mmio) -> Result<Vec<Mmio>, String> {
     let (notify, capability) = structure(bus, function, VIRTIO_PCI_CAP_NOTIFY_CFG)?;
     let multiplier = u64::from(capability.read32(16));
-    let queues = common.read16(common::NUM_QUEUES);
-    let mut doorbells = [notify; QUEUES];
-    for (queue, doorbell) in (0..queues).zip(&mut doorbells) {
+    let doorbell = |queue| {
         common.write16(common::QUEUE_SELECT, queue);
-        doorbell.0 += multiplier * u64::from(common.read16(common::QUEUE_NOTIFY_OFF));
-    }
-    Ok(doorbells)
+        Mmio(notify.0 + multiplier * u64::from(common.read16(common::QUEUE_NOTIFY_OFF)))
+    };
+    Ok((0..common.read16(common::NUM_QUEUES)).map(doorbell).collect())
 }
 
 impl Transport for VirtioPci {
