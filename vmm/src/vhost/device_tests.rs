@@ -260,7 +260,7 @@ fn a_daemon_that_goes_mute_or_mad_fails_in_time_and_for_good() {
             let start = Instant::now();
             let status = rig.start();
             rig.reset();
-            assert!(start.elapsed() < RUN_DEADLINE * 3, "{code:?}");
+            assert!(start.elapsed() < RUN_DEADLINE * 5, "{code:?}");
             let at_start = code != Code::GetVringBase;
             assert_eq!(status, if at_start { RUNNING | NEEDS_RESET } else { RUNNING }, "{code:?}");
             assert_eq!(rig.status(), 0, "a driver's reset always ends");
@@ -268,7 +268,7 @@ fn a_daemon_that_goes_mute_or_mad_fails_in_time_and_for_good() {
             assert_eq!(rig.start(), 0x07 & rig.status(), "no driver any more");
             rig.device.bar_write(0x2000, &[1]);
             rig.device.reset();
-            assert!(start.elapsed() < RUN_DEADLINE / 2, "a failed daemon is not waited for again");
+            assert!(start.elapsed() < RUN_DEADLINE, "a failed daemon is not waited for again");
             // The connection is shut down, so the daemon's side ends.
             rig.daemon.join();
         }
