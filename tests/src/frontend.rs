@@ -25,6 +25,8 @@ use crate::wait;
 
 /// Device feature bit 29: VIRTIO_F_EVENT_IDX.
 pub const F_EVENT_IDX: u64 = 1 << 29;
+/// Device feature bit 34: VIRTIO_F_RING_PACKED.
+const F_RING_PACKED: u64 = 1 << 34;
 /// Device feature bit 28: VIRTIO_F_INDIRECT_DESC.
 pub const F_INDIRECT_DESC: u64 = 1 << 28;
 /// Device feature bit 32: VIRTIO_F_VERSION_1.
@@ -99,7 +101,7 @@ pub enum Memory {
 /// What to negotiate. What the back-end does not offer is left out.
 #[derive(Clone, Copy, Debug)]
 pub struct Wants {
-    /// Device features.
+    /// Device features; packed rings are left out of them, since the driver's rings here are split.
     pub features: u64,
     /// Protocol features; `None`: do not speak about them at all.
     pub protocol: Option<ProtocolFeatures>,
@@ -164,7 +166,7 @@ impl Frontend {
     /// The first step that fails.
     pub fn handshake(&mut self, wants: Wants) -> Result<()> {
         let offered = self.ask_u64(Request::GetFeatures)?;
-        let mut features = offered & wants.features & !F_PROTOCOL_FEATURES;
+        let mut features = offered & wants.features & !(F_RING_PACKED | F_PROTOCOL_FEATURES);
         if let Some(protocol) = wants.protocol.filter(|_| offered & F_PROTOCOL_FEATURES != 0) {
             features |= F_PROTOCOL_FEATURES;
             let offered = self.ask_u64(Request::GetProtocolFeatures)?;
