@@ -7,6 +7,8 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use backends::proto::wire::{HEADER_BYTES, Header};
@@ -39,12 +41,15 @@ pub enum Lie {
     Value(u64),
     /// It carries a descriptor.
     Descriptor,
+    /// It comes twice.
+    Twice,
 }
 
 /// The liar; it ends with the session.
 #[derive(Debug)]
 pub struct Liar {
     socket: PathBuf,
+    lied: Arc<AtomicBool>,
 }
 
 impl Liar {
@@ -56,13 +61,20 @@ impl Liar {
         let socket = dir.join("liar.sock");
         let listener = UnixListener::bind(&socket).unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
         let real = real.to_owned();
+        let lied = Arc::new(AtomicBool::new(false));
+        let lies = Arc::clone(&lied);
         std::thread::spawn(move || {
             if wait::one_readable(&listener, wait::deadline()) {
                 // The session's end, however it comes, is what the liar waits for.
-                let _ended = Session::new(&listener, &real, code, lie).and_then(Session::run);
+                let _ended = Session::new(&listener, &real, code, lie, lies).and_then(Session::run);
             }
         });
-        Liar { socket }
+        Liar { socket, lied }
+    }
+
+    /// The answer in question came by, and was spoilt.
+    pub fn lied(&self) -> bool {
+        self.lied.load(Ordering::Relaxed)
     }
 
     /// Where it listens.
@@ -78,14 +90,21 @@ struct Session {
     daemon: Connection,
     code: Code,
     lie: Lie,
+    lied: Arc<AtomicBool>,
 }
 
 impl Session {
-    fn new(listener: &UnixListener, real: &Path, code: Code, lie: Lie) -> Result<Session, TransportError> {
+    fn new(
+        listener: &UnixListener,
+        real: &Path,
+        code: Code,
+        lie: Lie,
+        lied: Arc<AtomicBool>,
+    ) -> Result<Session, TransportError> {
         let (raw, _) = listener.accept().map_err(TransportError::Socket)?;
         let vmm = Connection::new(raw.try_clone().map_err(TransportError::Socket)?)?;
         let daemon = Connection::new(UnixStream::connect(real).map_err(TransportError::Socket)?)?;
-        Ok(Session { vmm, raw, daemon, code, lie })
+        Ok(Session { vmm, raw, daemon, code, lie, lied })
     }
 
     /// Passes messages on until one side ends, or for longer than any test lives.
@@ -106,6 +125,7 @@ impl Session {
     }
 
     fn spoil(&mut self, mut frame: Frame) -> Result<(), TransportError> {
+        self.lied.store(true, Ordering::Relaxed);
         let header = &mut frame.header;
         match self.lie {
             Lie::OtherRequest => header.request += 1,
@@ -117,6 +137,7 @@ impl Session {
             Lie::Descriptor => {
                 frame.fds.push(OwnedFd::from(self.raw.try_clone().map_err(TransportError::Socket)?))
             }
+            Lie::Twice => pass(&mut self.vmm, &frame)?,
             Lie::Endless => return self.write(&Header { size: u32::MAX, ..*header }.to_bytes()),
             Lie::Half => return self.write(header.to_bytes().get(..HEADER_BYTES / 2).unwrap_or_default()),
             Lie::Silence => return Ok(()),

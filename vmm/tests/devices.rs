@@ -76,7 +76,8 @@ fn a_device_serves_again_after_the_guest_resets() {
 fn nonsense_in_pci_registers_kills_nobody() {
     for seed in 1..=4 {
         let mut daemon = rng();
-        let ended = metal(&format!("metal=evil-pci seed={seed}")).device("rng", daemon.socket()).finish();
+        let ended =
+            metal(&format!("metal=evil-pci writes=500 seed={seed}")).device("rng", daemon.socket()).finish();
         assert!(ended.ok().serial.contains("metal: evil-pci survived\n"), "seed {seed}: {ended:#?}");
         assert!(daemon.is_running(), "seed {seed}: {}", daemon.stderr());
     }
@@ -87,7 +88,9 @@ fn nonsense_in_the_registers_of_every_device_kills_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemons = [rng(), disk(dir.path(), &["--queues", "2"]), console(&dir.path().join("port"))];
     let [rng, blk, console] = &daemons;
-    let run = metal("metal=evil-pci seed=5").device("blk", blk.socket()).device("console", console.socket());
+    let run = metal("metal=evil-pci writes=500 seed=5")
+        .device("blk", blk.socket())
+        .device("console", console.socket());
     run.device("rng", rng.socket()).option("--cpus", "2").finish().ok();
     for daemon in &mut daemons {
         assert!(daemon.is_running(), "{}", daemon.stderr());

@@ -6,6 +6,7 @@ use std::path::Path;
 use backends::proto::Code;
 use tests::daemon::{Daemon, Launch};
 use tests::liar::{Liar, Lie};
+use tests::machine::BLK;
 use tests::vmm::{Ended, Run};
 
 fn metal(cmdline: &str) -> Run {
@@ -72,9 +73,21 @@ fn lies_at_start_are_named() {
         Lie::Silence,
         Lie::Half,
         Lie::HangUp,
+        Lie::Twice,
     ];
     for lie in spoilt {
         let ended = run_with(Code::GetFeatures, lie, "metal=hello");
+        assert_device_failed(&ended, &format!("{lie:?}"));
+    }
+}
+
+#[test]
+fn lies_about_the_configuration_are_named() {
+    for lie in [Lie::OtherRequest, Lie::Short, Lie::Long, Lie::Silence, Lie::HangUp] {
+        let (daemon, dir) = (BLK.launch().serve().unwrap(), tempfile::tempdir().unwrap());
+        let liar = Liar::new(dir.path(), daemon.socket(), Code::GetConfig, lie);
+        let ended = metal("metal=hello").device("blk", liar.socket()).finish();
+        assert!(liar.lied(), "{ended:#?}");
         assert_device_failed(&ended, &format!("{lie:?}"));
     }
 }
@@ -93,16 +106,15 @@ fn answers_no_device_can_mean_are_named() {
 fn assert_device_failed(ended: &Ended, case: &str) {
     assert_eq!(ended.code, Some(4), "{case}: {ended:#?}");
     assert_eq!(ended.stderr.lines().count(), 1, "{case}: {ended:#?}");
-    assert!(
-        ended.stderr.contains("--device rng") && ended.stderr.contains("liar.sock"),
-        "{case}: {ended:#?}"
-    );
+    assert!(ended.stderr.contains("--device ") && ended.stderr.contains("liar.sock"), "{case}: {ended:#?}");
 }
 
 fn run_with(code: Code, lie: Lie, cmdline: &str) -> Ended {
     let (daemon, dir) = (rng(), tempfile::tempdir().unwrap());
     let liar = Liar::new(dir.path(), daemon.socket(), code, lie);
-    metal(cmdline).device("rng", liar.socket()).finish()
+    let ended = metal(cmdline).device("rng", liar.socket()).finish();
+    assert!(liar.lied(), "{code:?} is never answered: {ended:#?}");
+    ended
 }
 
 #[test]
@@ -116,9 +128,16 @@ fn refusals_while_the_guest_starts_the_device_do_not_end_the_machine() {
 
 #[test]
 fn lies_while_the_guest_starts_the_device_do_not_end_the_machine() {
-    for lie in
-        [Lie::OtherRequest, Lie::Short, Lie::Endless, Lie::Silence, Lie::Half, Lie::HangUp, Lie::Descriptor]
-    {
+    for lie in [
+        Lie::OtherRequest,
+        Lie::Short,
+        Lie::Endless,
+        Lie::Silence,
+        Lie::Half,
+        Lie::HangUp,
+        Lie::Descriptor,
+        Lie::Twice,
+    ] {
         lie_to_a_running_guest(Code::SetVringEnable, lie);
     }
 }
@@ -137,6 +156,7 @@ fn lie_to_a_running_guest(code: Code, lie: Lie) {
     let liar = Liar::new(dir.path(), daemon.socket(), code, lie);
     let mut vmm = metal("metal=outlive").device("rng", liar.socket()).start();
     vmm.wait_for("metal: outlive started\n", 1);
+    assert!(liar.lied(), "{code:?} is never answered");
     vmm.type_in("x");
     survived(&vmm.finish());
 }
