@@ -96,7 +96,7 @@ fn own(fd: BorrowedFd<'_>, access: OFlags) -> io::Result<(OwnedFd, Option<Shared
     }
     let own = fcntl_dupfd_cloexec(fd, FIRST_FREE_FD)?;
     let shared = SharedFlags::make_nonblocking(&own)?;
-    Ok((own, Some(shared)))
+    Ok((own, shared))
 }
 
 /// A description that we share with other programs and made non-blocking; taken back when dropped.
@@ -106,10 +106,14 @@ struct SharedFlags {
 }
 
 impl SharedFlags {
-    fn make_nonblocking(fd: &OwnedFd) -> io::Result<SharedFlags> {
+    /// `None`: it is non-blocking already, by another's wish or because input and output share it.
+    fn make_nonblocking(fd: &OwnedFd) -> io::Result<Option<SharedFlags>> {
         let before = fcntl_getfl(fd)?;
+        if before.contains(OFlags::NONBLOCK) {
+            return Ok(None);
+        }
         fcntl_setfl(fd, before | OFlags::NONBLOCK)?;
-        Ok(SharedFlags { fd: fd.try_clone()?, before })
+        Ok(Some(SharedFlags { fd: fd.try_clone()?, before }))
     }
 }
 

@@ -1,0 +1,113 @@
+//! `outboard-console` between a guest double and real readers and writers on the host: unix sockets,
+//! pseudo-terminals, pipes, terminals and files.
+
+mod end;
+mod hostile;
+mod options;
+mod process;
+mod pty;
+mod sessions;
+mod stdio;
+mod traffic;
+mod unix;
+
+use std::path::Path;
+
+use tests::daemon::{Daemon, Launch};
+use tests::frontend::{Frontend, Wants};
+use tests::guest::console::Console;
+use tests::guest::memory::Ram;
+
+use end::End;
+
+/// Both engines must do the same.
+const ENGINES: [&str; 2] = ["io-uring", "epoll"];
+/// Descriptors of each queue.
+const QUEUE_SIZE: u16 = 64;
+/// RAM of the guest.
+const RAM_BYTES: u64 = 32 << 20;
+/// The doubles drive split rings.
+const F_RING_PACKED: u64 = 1 << 34;
+/// What the daemon keeps for the next reader.
+const KEEP_BYTES: usize = 64 * 1024;
+
+/// A guest with a console, and the daemon that serves it.
+struct Guest {
+    frontend: Frontend,
+    console: Console,
+}
+
+impl Guest {
+    /// Connects a guest to the daemon that listens there, and starts both queues.
+    fn boot(socket: &Path) -> Guest {
+        let ram = Ram::new(RAM_BYTES);
+        let wants = Wants { features: !F_RING_PACKED, ..Wants::default() };
+        let mut frontend = Frontend::session(socket, &ram, wants).unwrap();
+        let rx = frontend.start_new(0, QUEUE_SIZE).unwrap();
+        let tx = frontend.start_new(1, QUEUE_SIZE).unwrap();
+        Guest { frontend, console: Console::new(rx, tx) }
+    }
+
+    /// Stops and starts a queue where it stood.
+    fn restart_queue(&mut self, index: u8) {
+        let base = self.frontend.stop(index).unwrap();
+        let ring = if index == 0 { &self.console.rx } else { &self.console.tx };
+        self.frontend.start(index, ring, base).unwrap();
+    }
+
+    /// Sends `bytes` in buffers of `size`, and waits for all of them to come back.
+    #[track_caller]
+    fn say(&mut self, bytes: &[u8], size: usize) {
+        for part in bytes.chunks(size) {
+            self.console.send(part).unwrap();
+        }
+    }
+
+    /// Receives exactly these bytes.
+    #[track_caller]
+    fn hears(&mut self, bytes: &[u8]) {
+        let heard = self.console.receive(bytes.len(), 256).unwrap();
+        assert_eq!(String::from_utf8_lossy(&heard), String::from_utf8_lossy(bytes));
+    }
+}
+
+/// A daemon that listens for clients, with its engine.
+fn listening(engine: &str) -> Daemon {
+    let launch = Launch::new("outboard-console");
+    let port = launch.dir().join("port.sock").display().to_string();
+    launch.args(["--engine", engine, "--listen", port.as_str()]).serve().unwrap()
+}
+
+/// A client of [`listening`].
+fn client(daemon: &Daemon) -> End {
+    End::connect(&daemon.dir().join("port.sock"))
+}
+
+/// A number in the daemon's account of its port.
+#[track_caller]
+fn account(stderr: &str, name: &str) -> u64 {
+    let (_, numbers) = stderr.rsplit_once("port to_host").unwrap_or_else(|| panic!("no account: {stderr}"));
+    let all = format!("to_host{numbers}");
+    let word = all.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    word.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no {name} in {all}"))
+}
+
+/// The same bytes; says where they begin to differ instead of showing megabytes.
+#[track_caller]
+fn assert_same(got: &[u8], wanted: &[u8]) {
+    if got != wanted {
+        let at = got.iter().zip(wanted).position(|(a, b)| a != b);
+        panic!("{} bytes instead of {}, first difference at {at:?}", got.len(), wanted.len());
+    }
+}
+
+impl Guest {
+    /// A word each way, after which this end is known to be the one that is served.
+    #[track_caller]
+    fn hears_and_answers(&mut self, end: &End) {
+        end.write(b"hello");
+        self.hears(b"hello");
+        self.say(b"world", 5);
+        assert_eq!(end.read(5), b"world");
+    }
+}
