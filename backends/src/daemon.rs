@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::device::Device;
 use crate::options::{Common, PathProblem, SocketError};
-use crate::server::Server;
+use crate::server::{Server, Settings};
 
 /// What one daemon is, beside what all are.
 pub trait Program: clap::Args + Sized {
@@ -123,8 +123,10 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
     // A file at its size limit: the write fails, the daemon goes on.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;
     let endpoint = line.common.endpoint()?;
-    let _path = Unlink(line.common.socket_path);
-    let mut server = Server::new(device, line.common.engine);
+    let _path = Unlink(line.common.socket_path.clone());
+    let common = &line.common;
+    let settings = Settings { engine: common.engine, require_sealed_memory: common.require_sealed_memory };
+    let mut server = Server::new(device, settings).map_err(Failure::host)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     tracing::info!("Listening");
     let served = server.serve(endpoint, end.as_fd());

@@ -41,6 +41,10 @@ pub struct Common {
     #[arg(long, value_enum, value_name = "KIND", default_value_t)]
     pub engine: EngineKind,
 
+    /// Refuse guest memory that the front-end could cut short (memfd without F_SEAL_SHRINK, hugetlbfs)
+    #[arg(long)]
+    pub require_sealed_memory: bool,
+
     /// What to log on standard error
     #[arg(long, value_name = "LEVEL", default_value_t = tracing::Level::INFO)]
     pub log_level: tracing::Level,

@@ -13,13 +13,13 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use crate::device::Device;
 use crate::engine::EngineKind;
 use crate::log::Gate;
-use crate::memory::{Memory, MemoryError};
+use crate::memory::{Memory, MemoryError, guard};
 use crate::notify::Signal;
 use crate::proto::transport::MESSAGE_DEADLINE;
 use crate::proto::wire::{DecodeError, Header};
@@ -57,9 +57,21 @@ pub enum Endpoint {
     Connected(UnixStream),
 }
 
+/// How a server serves.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// How workers wait and do I/O.
+    pub engine: EngineKind,
+    /// Refuse memory whose file can be cut short.
+    pub require_sealed_memory: bool,
+}
+
 /// A daemon that serves one device.
 pub struct Server<D: Device> {
     device: Arc<D>,
+    settings: Settings,
+    /// Rung when a front-end cut its memory short under us.
+    torn: OwnedFd,
     workers: Workers<D>,
     memory: Arc<Memory>,
     stats: Vec<Arc<QueueStats>>,
@@ -73,6 +85,7 @@ struct Gates {
     connections: Gate,
     refusals: Gate,
     accepts: Gate,
+    unsealed: bool,
 }
 
 /// Why a connection ended, if it was not the front-end's wish.
@@ -84,24 +97,25 @@ enum Hangup {
     Refused(Refusal),
     #[error("{0}")]
     Decode(DecodeError),
+    #[error("the front-end cut short the memory it shares")]
+    Torn,
     #[error("the daemon was asked to end")]
     Asked,
 }
 
 impl<D: Device> Server<D> {
     /// A server for `device`; nothing runs yet.
-    pub fn new(device: D, engine: EngineKind) -> Server<D> {
+    ///
+    /// # Errors
+    /// The host has no eventfd left.
+    pub fn new(device: D, settings: Settings) -> io::Result<Server<D>> {
         let device = Arc::new(device);
         let stats = (0..device.queues()).map(|_| Arc::default()).collect();
-        let workers = Workers::new(Arc::clone(&device), engine);
-        Server {
-            device,
-            workers,
-            memory: Arc::default(),
-            stats,
-            patience: DRAIN_PATIENCE,
-            gates: Gates::default(),
-        }
+        let workers = Workers::new(Arc::clone(&device), settings.engine);
+        let torn = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        guard::ring_when_torn(torn.try_clone()?);
+        let (memory, gates) = (Arc::default(), Gates::default());
+        Ok(Server { device, settings, torn, workers, memory, stats, patience: DRAIN_PATIENCE, gates })
     }
 
     /// Counters, by queue.
@@ -120,7 +134,7 @@ impl<D: Device> Server<D> {
             }
             Endpoint::Listening(listener) => {
                 listener.set_nonblocking(true)?;
-                while wait(listener.as_fd(), end, None)? == Wake::Ready {
+                while self.wait(listener.as_fd(), end, None)? != Wake::End {
                     let stream = match listener.accept() {
                         Ok((stream, _)) => stream,
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -144,7 +158,7 @@ impl<D: Device> Server<D> {
         if let Some(left_out) = self.gates.accepts.pass(Instant::now()) {
             tracing::warn!(%error, left_out, "Front-end could not be accepted, trying again");
         }
-        wait(end, end, Some(Instant::now() + ACCEPT_PAUSE)).map(drop)
+        self.wait(end, end, Some(Instant::now() + ACCEPT_PAUSE)).map(drop)
     }
 
     /// One connection, from first to last message. `true`: the daemon was asked to end.
@@ -178,8 +192,12 @@ impl<D: Device> Server<D> {
     ) -> Hangup {
         loop {
             let deadline = connection.partial_since().map(|since| since + MESSAGE_DEADLINE);
-            match wait(connection.as_fd(), end, deadline) {
+            if self.memory.is_torn() {
+                return Hangup::Torn;
+            }
+            match self.wait(connection.as_fd(), end, deadline) {
                 Ok(Wake::Ready) => {}
+                Ok(Wake::Torn) => continue,
                 Ok(Wake::End) => return Hangup::Asked,
                 Ok(Wake::Late) => return TransportError::Deadline.into(),
                 Err(error) => return TransportError::Socket(error).into(),
@@ -235,9 +253,50 @@ impl<D: Device> Server<D> {
         }
     }
 
+    /// Takes new memory into use, if it is safe enough for this user.
+    fn adopt(&mut self, memory: Memory) -> Result<(), MemoryError> {
+        if !memory.is_sealed() {
+            if self.settings.require_sealed_memory {
+                return Err(MemoryError::Unsealed);
+            }
+            if !std::mem::replace(&mut self.gates.unsealed, true) {
+                tracing::info!(
+                    "Guest memory is not sealed against shrinking; it is used behind a guard (said once)"
+                );
+            }
+        }
+        self.memory = Arc::new(memory);
+        Ok(())
+    }
+
     fn tell_refused(&mut self, reason: &dyn std::fmt::Display) {
         if let Some(left_out) = self.gates.refusals.pass(Instant::now()) {
             tracing::warn!(%reason, left_out, "Message refused");
+        }
+    }
+
+    /// Waits until `fd` is readable, `end` is, memory was torn, or the deadline has passed.
+    fn wait(&self, fd: BorrowedFd<'_>, end: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<Wake> {
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut fds = [end, self.torn.as_fd(), fd].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(0) => return Ok(Wake::Late),
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            }
+            let [end, torn, _] = fds.map(|fd| !fd.revents().is_empty());
+            if end {
+                return Ok(Wake::End);
+            }
+            if torn {
+                // Emptied here; whether it concerns the memory in use is for the caller to see.
+                let _ = rustix::io::read(&self.torn, &mut [0; 8]);
+                return Ok(Wake::Torn);
+            }
+            return Ok(Wake::Ready);
         }
     }
 
@@ -253,13 +312,11 @@ impl<D: Device> Server<D> {
 /// Effects of messages on this daemon.
 impl<D: Device> Host for Server<D> {
     fn set_memory(&mut self, table: Vec<(MemoryRegion, OwnedFd)>) -> Result<(), MemoryError> {
-        self.memory = Arc::new(Memory::map(table)?);
-        Ok(())
+        self.adopt(Memory::map(table)?)
     }
 
     fn add_memory(&mut self, region: MemoryRegion, fd: OwnedFd) -> Result<(), MemoryError> {
-        self.memory = Arc::new(self.memory.with(region, fd)?);
-        Ok(())
+        self.adopt(self.memory.with(region, fd)?)
     }
 
     fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), MemoryError> {
@@ -318,22 +375,7 @@ fn send(connection: &mut Connection, to: Header, reply: &Reply) -> Result<(), Ha
 #[derive(Debug, PartialEq, Eq)]
 enum Wake {
     Ready,
+    Torn,
     End,
     Late,
-}
-
-/// Waits until `fd` is readable, `end` is, or the deadline has passed.
-fn wait(fd: BorrowedFd<'_>, end: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<Wake> {
-    loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        let mut fds = [PollFd::new(&end, PollFlags::IN), PollFd::new(&fd, PollFlags::IN)];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) => return Ok(Wake::Late),
-            Ok(_) if !fds[0].revents().is_empty() => return Ok(Wake::End),
-            Ok(_) => return Ok(Wake::Ready),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
 }

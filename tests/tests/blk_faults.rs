@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use backends::engine::{EngineKind, Op};
-use backends::server::{Endpoint, Server};
+use backends::server::{Endpoint, Server, Settings};
 use outboard_blk::device::Blk as Device;
 use outboard_blk::file::{File, Image};
 use outboard_blk::storage::{Host, Job, Owner, Step, Storage};
@@ -95,7 +95,8 @@ impl Setup {
         let (here, there) = UnixStream::pair().unwrap();
         let (asked, never) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {
-            let mut server = Server::new(Device::new(storage, 1, ""), engine);
+            let settings = Settings { engine, ..Settings::default() };
+            let mut server = Server::new(Device::new(storage, 1, ""), settings).unwrap();
             server.serve(Endpoint::Connected(there), asked.as_fd()).unwrap();
             drop(never);
         });

@@ -116,3 +116,28 @@ fn ring_areas_are_aligned_and_within_one_region() {
     assert_eq!(area.load_u16(15, Ordering::Acquire), None);
     assert_eq!(area.read::<4>(13), None);
 }
+
+#[test]
+fn f10_a_file_cut_short_tears_the_memory_and_not_the_process() {
+    let fd = memfd(MIB);
+    let file = fd.try_clone().unwrap();
+    let memory = Memory::map(vec![(region(0, MIB, 0, 0), fd)]).unwrap();
+    let segment = memory.translate_one(0, 1 << 20).unwrap();
+    assert_eq!(segment.copy_from(b"there"), 5);
+    assert!(!memory.is_sealed() && !memory.is_torn());
+    rustix::fs::ftruncate(&file, 4096).unwrap();
+    assert_eq!(segment.read::<5>(0), Some(*b"there"), "what is left stays");
+    assert!(!memory.is_torn());
+    assert_eq!(segment.read::<8>(8192), Some([0; 8]), "what is lost reads as zeros");
+    assert!(memory.is_torn());
+    let mut rest = memory.translate_one(MIB - 4096, 4096).unwrap();
+    assert_eq!(rest.take_back(100).copy_from(&[1; 100]), 100, "and takes writes that nobody sees");
+}
+
+#[test]
+fn f10_memory_sealed_against_shrinking_needs_no_guard() {
+    let fd = rustix::fs::memfd_create("sealed", rustix::fs::MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::fs::ftruncate(&fd, MIB).unwrap();
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK).unwrap();
+    assert!(Memory::map(vec![(region(0, MIB, 0, 0), fd)]).unwrap().is_sealed());
+}

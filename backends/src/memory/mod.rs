@@ -5,7 +5,8 @@
 //! [`Segment`]s for host I/O, front-end addresses of rings into [`Area`]s.
 //! Promises: a range is translated whole or not at all (a half mapped range was CVE-2018-1059); a region lies
 //! within its file, so touching it does not fault as long as the file keeps its size; an `Area` keeps its
-//! mapping alive; a `Segment` is good as long as its `Memory`, which [`crate::queue::Queue`] sees to.
+//! mapping alive; a `Segment` is good as long as its `Memory`, which [`crate::queue::Queue`] sees to; a file that
+//! is cut short afterwards ends the session and not the process (`guard`).
 //! Refuses: regions that are empty, overlap, wrap, or reach past the end of their file; files that are no
 //! regular memory (pipes, sockets); ranges that leave memory.
 //!
@@ -23,16 +24,19 @@
     )
 )]
 
+pub mod guard;
+
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use thiserror::Error;
 
 use crate::proto::MemoryRegion;
+use guard::Guard;
 
 /// Most regions at a time: what CONFIGURE_MEM_SLOTS announces (the number that vhost-user front-ends expect).
 pub const MAX_SLOTS: usize = 509;
@@ -60,6 +64,9 @@ pub enum MemoryError {
     /// All slots are taken.
     #[error("More than {MAX_SLOTS} memory regions")]
     Slots,
+    /// The file can be cut short, and `--require-sealed-memory` refuses that.
+    #[error("Memory is not sealed against shrinking, which --require-sealed-memory asks for")]
+    Unsealed,
     /// The kernel would not map it.
     #[error("Region cannot be mapped")]
     Map(#[source] std::io::Error),
@@ -122,6 +129,16 @@ impl Memory {
         } else {
             Ok(Memory { regions })
         }
+    }
+
+    /// No region's file can be cut short.
+    pub fn is_sealed(&self) -> bool {
+        self.regions.iter().all(|region| region.mapping.guard.is_none())
+    }
+
+    /// A region's file was cut short, and somebody touched what was not there any more.
+    pub fn is_torn(&self) -> bool {
+        self.regions.iter().filter_map(|region| region.mapping.guard.as_ref()).any(Guard::is_torn)
     }
 
     /// Number of regions.
@@ -198,6 +215,8 @@ struct Mapping {
     len: usize,
     /// Where the region begins in the mapping: its file offset need not be a page's.
     skip: usize,
+    /// None where the file is sealed against shrinking.
+    guard: Option<Guard>,
 }
 
 // SAFETY: the mapping is plain shared memory; every access through it is volatile, atomic or a copy, and
@@ -231,7 +250,12 @@ impl Mapping {
         let base = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, &fd, offset) }
             .map_err(|errno| MemoryError::Map(errno.into()))?;
         let base = NonNull::new(base.cast()).ok_or(outside)?;
-        Ok(Mapping { base, len, skip })
+        let mut mapping = Mapping { base, len, skip, guard: None };
+        if !fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
+            let page = usize::try_from(page).unwrap_or(4096);
+            mapping.guard = Some(Guard::new(base.as_ptr().addr(), len, page).ok_or(MemoryError::Slots)?);
+        }
+        Ok(mapping)
     }
 
     /// Bytes `offset..offset+len` of the region, if it has them.
@@ -249,6 +273,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // The handler must not mend what somebody else gets next.
+        self.guard = None;
         // SAFETY: `base` and `len` are those of the mapping, and an `Area` or a `Queue` that could still reach
         // it would hold the region that owns us.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
@@ -401,5 +427,4 @@ impl Area {
 }
 
 #[cfg(test)]
-#[path = "memory_tests.rs"]
 mod tests;
