@@ -80,7 +80,8 @@ pub struct Launch {
     args: Vec<String>,
     env: Vec<(String, String)>,
     dir: TempDir,
-    passed: Option<OwnedFd>,
+    stdin: Option<OwnedFd>,
+    passed: bool,
 }
 
 impl Launch {
@@ -91,7 +92,7 @@ impl Launch {
     pub fn new(name: &str) -> Launch {
         let dir = tempfile::Builder::new().prefix("outboard-").tempdir();
         let dir = dir.unwrap_or_else(|e| panic!("temporary directory: {e}"));
-        Launch { program: binary(name), args: Vec::new(), env: Vec::new(), dir, passed: None }
+        Launch { program: binary(name), args: Vec::new(), env: Vec::new(), dir, stdin: None, passed: false }
     }
 
     /// Its directory, which lives as long as the daemon.
@@ -116,10 +117,16 @@ impl Launch {
         self
     }
 
-    /// Hands over a socket as descriptor [`PASSED_FD`].
-    pub fn pass(mut self, fd: impl Into<OwnedFd>) -> Launch {
-        self.passed = Some(fd.into());
+    /// Gives it a standard input; otherwise that is empty.
+    pub fn stdin(mut self, fd: impl Into<OwnedFd>) -> Launch {
+        self.stdin = Some(fd.into());
         self
+    }
+
+    /// Hands over a socket as descriptor [`PASSED_FD`], in place of a standard input.
+    pub fn pass(mut self, fd: impl Into<OwnedFd>) -> Launch {
+        self.passed = true;
+        self.stdin(fd)
     }
 
     /// Hands over a listening socket as systemd does, under this name (LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID).
@@ -142,10 +149,10 @@ impl Launch {
     /// # Panics
     /// The host cannot start a process.
     pub fn start(mut self) -> Daemon {
-        let passed = self.passed.take();
-        let mut command = self.command(passed.is_some());
+        let stdin = self.stdin.take();
+        let mut command = self.command();
         command.args(&self.args).envs(self.env.clone()).current_dir(self.dir());
-        command.stdin(passed.map_or_else(Stdio::null, Stdio::from));
+        command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(self.output("stdout")).stderr(self.output("stderr"));
         let child = command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", self.program.display()));
         Daemon { child, socket: self.socket(), dir: self.dir }
@@ -159,9 +166,9 @@ impl Launch {
         self.start().wait_exit()
     }
 
-    fn command(&self, handover: bool) -> Command {
+    fn command(&self) -> Command {
         let (shell, pdeathsig) = (["sh", "-c", HANDOVER, "sh"], ["setpriv", "--pdeathsig", "KILL", "--"]);
-        let before = if handover { &shell[..] } else { &[] };
+        let before = if self.passed { &shell[..] } else { &[] };
         let mut words = before.iter().chain(&pdeathsig);
         let mut command = Command::new(words.next().unwrap_or(&"sh"));
         command.args(words).arg(&self.program);
@@ -196,6 +203,11 @@ impl Daemon {
     /// Its process number.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it wrote to standard output so far.
+    pub fn stdout(&self) -> String {
+        self.text("stdout")
     }
 
     /// What it wrote to standard error so far.
@@ -345,7 +357,7 @@ mod tests {
     fn shell(script: &str) -> Launch {
         let dir = TempDir::new().unwrap();
         let args = vec!["-c".to_owned(), script.to_owned()];
-        Launch { program: "/bin/sh".into(), args, env: Vec::new(), dir, passed: None }
+        Launch { program: "/bin/sh".into(), args, env: Vec::new(), dir, stdin: None, passed: false }
     }
 
     #[test]

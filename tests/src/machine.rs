@@ -198,3 +198,18 @@ impl Machine {
         self.assert_serves(&mut ring);
     }
 }
+
+/// Makes a test of each function `fn case(device: Device)` for each daemon, in a module of the daemon's name.
+#[macro_export]
+macro_rules! against_every_daemon {
+    ($($case:ident),* $(,)?) => {
+        $crate::against_every_daemon!(@ rng RNG $($case)*);
+        $crate::against_every_daemon!(@ blk BLK $($case)*);
+        $crate::against_every_daemon!(@ console CONSOLE $($case)*);
+    };
+    (@ $daemon:ident $device:ident $($case:ident)*) => {
+        mod $daemon {
+            $(#[test] fn $case() { super::$case($crate::machine::$device) })*
+        }
+    };
+}
