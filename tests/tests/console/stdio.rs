@@ -89,6 +89,17 @@ fn files_are_read_and_written() {
 }
 
 #[test]
+fn a_full_disk_does_not_stop_the_guest() {
+    for engine in ENGINES {
+        let process = Process::start(engine, null(), File::options().write(true).open("/dev/full").unwrap());
+        let mut guest = Guest::boot(&process.socket());
+        guest.say(&[1; 200_000], 10_000);
+        let (code, said) = process.terminate();
+        assert_eq!((code, account(&said, "dropped")), (Some(0), 200_000 - KEEP_BYTES as u64), "{said}");
+    }
+}
+
+#[test]
 fn dev_null_is_silent_and_costs_no_cpu() {
     for engine in ENGINES {
         let process = Process::start(engine, null(), null());
