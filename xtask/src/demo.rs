@@ -34,6 +34,10 @@ const GUEST: &str = include_str!("demo/guest.sh");
 /// The guest's drivers, where its kernel has them as modules.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_console", "virtio_rng", "virtio_blk"];
 
+/// What the boot leaves in its directory (see `boot.rs`).
+const LOGS: [&str; 5] =
+    ["outboard-rng.log", "outboard-blk.log", "outboard-console.log", "outboard.log", "serial.log"];
+
 /// The boot, including the emulated host's own.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
@@ -59,7 +63,7 @@ impl Demo {
         let before = fs::read(&plan.disk).map_err(reason("cannot read the disk"))?;
         let started = Instant::now();
         let report = boot_at(place, &plan, scratch.path());
-        let report = report.map_err(|failure| with_serial(failure, &plan))?;
+        let report = report.inspect_err(|_| show_logs(&plan.logs))?;
         eprintln!("demo: the boot part took {:.1} s", started.elapsed().as_secs_f64());
         let difference = disk::difference(&plan.disk, &disk::expected(&before, &plan.nonce));
         match difference.map_err(reason("cannot read the disk"))? {
@@ -117,13 +121,14 @@ fn reason<E: std::error::Error>(what: &'static str) -> impl Fn(E) -> Failure {
     move |error| Failure::Reason(format!("{what}: {}", explain(&error)))
 }
 
-/// Adds what the guest's kernel said to a failure of the boot.
-fn with_serial(failure: Failure, plan: &Plan) -> Failure {
-    let serial = fs::read(plan.logs.join("serial.log")).unwrap_or_default();
-    if !serial.is_empty() {
-        eprintln!("demo: the guest's serial port said last:\n{}", crate::process::last_lines(&serial, 20));
+/// Shows how each process and the guest's kernel ended, before the directory with their logs goes away.
+fn show_logs(logs: &Path) {
+    for name in LOGS {
+        let log = fs::read(logs.join(name)).unwrap_or_default();
+        if !log.is_empty() {
+            eprintln!("demo: the end of {name}:\n{}", crate::process::last_lines(&log, 20));
+        }
     }
-    failure
 }
 
 /// The guest's script with the numbers that both sides must agree on.

@@ -44,8 +44,13 @@ pub enum Error {
     #[error(transparent)]
     Initramfs(#[from] initramfs::Error),
     /// QEMU could not be run to its end.
-    #[error(transparent)]
-    Qemu(#[from] process::Error),
+    #[error("{error}; the emulated host said last:\n{last_words}")]
+    Qemu {
+        /// Why.
+        error: process::Error,
+        /// The ends of what QEMU and the emulated host's kernel wrote.
+        last_words: String,
+    },
     /// A file of the run's directory failed.
     #[error("Cannot pass the command to the emulated host")]
     Io(#[from] io::Error),
@@ -92,7 +97,8 @@ impl EmulatedHost {
             script(command, &env::current_dir()?, env::vars_os(), &dir.join("tmp")),
         )?;
         let mut output = [Tail::new(dir, "stdout", stdout)?, Tail::new(dir, "stderr", stderr)?];
-        let mut qemu = machine.start()?;
+        let start = |error| Error::Qemu { error, last_words: String::new() };
+        let mut qemu = machine.start().map_err(start)?;
         let ended = qemu.wait(self.limit, || {
             output.iter_mut().for_each(Tail::copy);
             thread::sleep(OUTPUT_TICK);
@@ -101,7 +107,7 @@ impl EmulatedHost {
         let code = fs::read_to_string(dir.join("exit")).ok().and_then(|code| code.trim().parse().ok());
         match (code, ended) {
             (Some(code), _) => Ok(code),
-            (None, Err(error)) => Err(error.into()),
+            (None, Err(error)) => Err(Error::Qemu { error, last_words: machine.last_words() }),
             (None, Ok(_)) => Err(Error::Lost(machine.last_words())),
         }
     }

@@ -5,7 +5,7 @@ stty raw -echo
 echo "init $(cut -d ' ' -f 1 /proc/uptime)"
 read -r nonce
 echo "pong $nonce"
-seq 1 "$LINES_TO_SAY"
+seq 1 "$LINES_TO_SAY" | cat
 random=$(dd if=/dev/hwrng bs="$RANDOM_BYTES" count=1 2>/dev/null | od -A n -v -t x1 | tr -d ' \n')
 echo "random $(cat /sys/class/misc/hw_random/rng_current) $random"
 echo "disk $(blockdev --getsize64 /dev/vda) $(sha256sum </dev/vda | cut -d ' ' -f 1)"
