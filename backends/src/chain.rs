@@ -71,6 +71,8 @@ pub struct Limits {
     pub bytes: u64,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.
     pub indirect: bool,
+    /// Remember the guest addresses that may be written, for the dirty log.
+    pub log: bool,
 }
 
 /// The buffers of one request. Keeps its room when cleared, so that a queue's chains stop allocating.
@@ -83,12 +85,15 @@ pub struct Chain {
     split: usize,
     /// First writable segment; readable ones end here.
     first_writable: usize,
+    /// Guest-physical addresses and lengths of writable buffers, while a dirty log is kept.
+    logged: Vec<(u64, u32)>,
 }
 
 impl Chain {
     /// Forgets the buffers.
     pub fn clear(&mut self) {
         self.segments.clear();
+        self.logged.clear();
         (self.front, self.split, self.first_writable) = (0, 0, 0);
     }
 
@@ -120,8 +125,13 @@ impl Chain {
     #[inline]
     pub fn begin<'a>(&'a mut self, memory: &'a Memory, limits: Limits) -> Loading<'a> {
         self.clear();
-        let (left, bytes, indirect) = (limits.descriptors, limits.bytes, limits.indirect);
-        Loading { chain: self, memory, left, bytes, indirect, writable: false }
+        let Limits { descriptors: left, bytes, indirect, log } = limits;
+        Loading { chain: self, memory, left, bytes, indirect, log, writable: false }
+    }
+
+    /// Where it may have been written to, if that was to be remembered.
+    pub(crate) fn logged(&self) -> &[(u64, u32)] {
+        &self.logged
     }
 
     /// Buffers it holds.
@@ -132,6 +142,7 @@ impl Chain {
     /// Gives back room for more than `segments` buffers.
     pub fn shrink(&mut self, segments: usize) {
         self.segments.shrink_to(segments);
+        self.logged.shrink_to(segments);
     }
 
     /// What the device may read and has not consumed.
@@ -172,6 +183,7 @@ pub struct Loading<'a> {
     left: u16,
     bytes: u64,
     indirect: bool,
+    log: bool,
     /// A writable buffer has come.
     writable: bool,
 }
@@ -226,6 +238,9 @@ impl Loading<'_> {
                 self.chain.first_writable = self.chain.segments.len();
             }
             _ => {}
+        }
+        if self.log && self.writable {
+            self.chain.logged.push((descriptor.addr, descriptor.len));
         }
         if self.memory.translate(descriptor.addr, descriptor.len, &mut self.chain.segments) {
             Ok(())

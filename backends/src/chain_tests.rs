@@ -9,7 +9,7 @@ const DATA: u64 = 0x2_0000;
 const TABLE: u64 = 0x4_0000;
 
 fn load(guest: &Guest, head: u16) -> Result<Chain, Malformed> {
-    let limits = Limits { descriptors: guest.size, bytes: u64::from(u32::MAX), indirect: true };
+    let limits = Limits { descriptors: guest.size, bytes: u64::from(u32::MAX), indirect: true, log: false };
     let mut chain = Chain::default();
     chain.load(&guest.ring(0), head, &guest.memory, limits).map(|()| chain)
 }
@@ -85,7 +85,7 @@ fn g05_indirect_tables_that_are_not_allowed() {
     assert_eq!(load(&guest, 0).unwrap_err(), Malformed::Next, "next past the table");
 
     indirect(&guest, &[buffer(DATA, 1, 0, 0)], 0);
-    let limits = Limits { descriptors: 8, bytes: 100, indirect: false };
+    let limits = Limits { descriptors: 8, bytes: 100, indirect: false, log: false };
     let refused = Chain::default().load(&guest.ring(0), 0, &guest.memory, limits);
     assert_eq!(refused.unwrap_err(), Malformed::Indirect, "not negotiated");
 }
@@ -129,7 +129,7 @@ fn g08_buffers_outside_memory_and_sums_over_the_limit() {
     }
     guest.descriptor(0, DATA, 60, NEXT, 1);
     guest.descriptor(1, DATA, 41, WRITE, 0);
-    let limits = Limits { descriptors: 8, bytes: 100, indirect: true };
+    let limits = Limits { descriptors: 8, bytes: 100, indirect: true, log: false };
     let refused = Chain::default().load(&guest.ring(0), 0, &guest.memory, limits);
     assert_eq!(refused.unwrap_err(), Malformed::TooManyBytes);
 }
@@ -156,7 +156,7 @@ fn an_indirect_table_may_lie_across_two_regions() {
     std::os::unix::fs::FileExt::write_all_at(&file, &bytes[24..], 0).unwrap();
     guest.descriptor(0, GUEST_BYTES - 24, 48, INDIRECT, 0);
     let mut chain = Chain::default();
-    let limits = Limits { descriptors: 8, bytes: 100, indirect: true };
+    let limits = Limits { descriptors: 8, bytes: 100, indirect: true, log: false };
     chain.load(&guest.ring(0), 0, &memory, limits).unwrap();
     assert_eq!((lengths(chain.readable()), lengths(chain.writable())), (vec![1, 2], vec![3]));
 }

@@ -12,6 +12,8 @@ use std::os::fd::{BorrowedFd, RawFd};
 use rustix::io::Errno;
 
 use crate::engine::{Buffers, Engine, Interest, Op, Token};
+use crate::notify::Signal;
+use crate::proto::ProtocolFeatures;
 use crate::queue::Queue;
 
 /// A kind of device, as the other side sees it.
@@ -34,6 +36,41 @@ pub trait Device: Send + Sync + 'static {
         false
     }
 
+    /// Messages that only some devices have: RARP and MTU.
+    fn protocol_features(&self) -> ProtocolFeatures {
+        ProtocolFeatures::empty()
+    }
+
+    /// Its configuration space may change: call [`Announcer::config_changed`] when it did.
+    fn attach(&self, announcer: Announcer) {
+        let _ = announcer;
+    }
+
+    /// Back to where it began; no queue is running.
+    fn reset(&self) {}
+
+    /// What another daemon needs to go on for this one (DEVICE_STATE); no queue is running.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Goes on with what another daemon saved. `false`: it makes no sense, and nothing has changed.
+    fn load(&self, state: &[u8]) -> bool {
+        state.is_empty()
+    }
+
+    /// NET_SET_MTU; `false` refuses.
+    fn set_mtu(&self, mtu_bytes: u16) -> bool {
+        let _ = mtu_bytes;
+        false
+    }
+
+    /// SEND_RARP; `false` refuses.
+    fn send_rarp(&self, mac: [u8; 6]) -> bool {
+        let _ = mac;
+        false
+    }
+
     /// Most bytes of one chain, readable and writable together; longer ones are malformed.
     fn max_chain_bytes(&self) -> u64 {
         u64::from(u32::MAX)
@@ -49,6 +86,17 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// The host refuses what the handler needs; the queue is then not started.
     fn handler(&self) -> std::io::Result<Self::Handler>;
+}
+
+/// Tells the control thread that the configuration space changed; it tells the front-end.
+#[derive(Clone, Debug)]
+pub struct Announcer(pub(crate) Signal);
+
+impl Announcer {
+    /// The configuration space is another than before. Many changes may be told as one.
+    pub fn config_changed(&self) {
+        self.0.raise();
+    }
 }
 
 /// What is left in the ring after [`Handler::process`].

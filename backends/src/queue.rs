@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use crate::chain::{Chain, Limits, Malformed};
 use crate::memory::Memory;
+use crate::memory::dirty::DirtyLog;
 use crate::notify::Signal;
 use crate::ring::{Ring, RingError, Taken};
 use crate::stats::{QueueStats, add};
@@ -93,6 +94,23 @@ pub struct QueueSetup {
     pub error: Signal,
     /// Where it counts.
     pub stats: Arc<QueueStats>,
+    /// Where writes to guest memory are logged, while the guest is being moved.
+    pub log: Option<WriteLog>,
+}
+
+/// A dirty log, and what of the ring itself is written there.
+#[derive(Debug)]
+pub struct WriteLog {
+    /// The bitmap.
+    pub pages: Arc<DirtyLog>,
+    /// Guest-physical parts of the ring that the device writes; empty when ring writes are not to be logged.
+    pub ring: Vec<(u64, u64)>,
+}
+
+impl WriteLog {
+    fn mark_ring(&self) {
+        self.ring.iter().for_each(|(addr, len)| self.pages.mark(*addr, *len));
+    }
 }
 
 /// A virtqueue that is being served. It belongs to one thread.
@@ -133,7 +151,12 @@ impl Queue {
         let size = ring.size();
         let indirect = setup.features & (1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC) != 0;
         Queue {
-            limits: Limits { descriptors: size, bytes: setup.max_chain_bytes, indirect },
+            limits: Limits {
+                descriptors: size,
+                bytes: setup.max_chain_bytes,
+                indirect,
+                log: setup.log.is_some(),
+            },
             ring,
             memory,
             setup,
@@ -243,6 +266,9 @@ impl Queue {
         // What was left in the ring for want of room can go on.
         self.woken |= std::mem::take(&mut self.saturated);
         let mut chain = std::mem::take(&mut request.chain);
+        if let Some(log) = &self.setup.log {
+            chain.logged().iter().for_each(|(addr, len)| log.pages.mark(*addr, u64::from(*len)));
+        }
         chain.clear();
         chain.shrink(if self.spare.len() < USUAL_CHAINS { USUAL_SEGMENTS } else { FEW_SEGMENTS });
         self.spare.push(chain);
@@ -257,9 +283,15 @@ impl Queue {
         if batch.used == 0 && batch.malformed == 0 {
             return;
         }
-        if self.broken.is_none() && self.ring.publish() {
-            self.setup.call.raise();
-            add(&self.setup.stats.interrupts, 1);
+        if self.broken.is_none() {
+            let interrupt = self.ring.publish();
+            if let Some(log) = &self.setup.log {
+                log.mark_ring();
+            }
+            if interrupt {
+                self.setup.call.raise();
+                add(&self.setup.stats.interrupts, 1);
+            }
         }
         add(&self.setup.stats.requests, batch.used);
         add(&self.setup.stats.bytes, batch.bytes);
@@ -307,7 +339,13 @@ impl Queue {
     /// Ends a turn. `true`: another one is due, because this one used up its budget or because more came while
     /// the driver was asked to notify again. A handler that did not drain the ring wants no notification.
     pub(crate) fn end_turn(&mut self, drained: bool) -> bool {
-        self.broken.is_none() && drained && !self.saturated && (self.budget == 0 || self.ring.arm())
+        let more =
+            self.broken.is_none() && drained && !self.saturated && (self.budget == 0 || self.ring.arm());
+        if let Some(log) = &self.setup.log {
+            // What arming wrote.
+            log.mark_ring();
+        }
+        more
     }
 
     pub(crate) fn set_call(&mut self, call: Signal) {

@@ -27,6 +27,7 @@ fn bench(size: u16) -> Bench {
         call: Signal::new(Some(call.try_clone().unwrap())),
         error: Signal::new(Some(error.try_clone().unwrap())),
         stats: Arc::clone(&stats),
+        log: None,
     };
     let queue = Queue::new(Ring::Split(guest.ring(0)), Arc::clone(&guest.memory), setup);
     for index in 0..size {

@@ -27,12 +27,14 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use crate::memory::{MAX_SLOTS, MemoryError};
 use crate::notify::Signal;
-use crate::proto::wire::F_PROTOCOL_FEATURES;
+use crate::proto::wire::{F_LOG_ALL, F_PROTOCOL_FEATURES};
 use crate::proto::{Code, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr};
 use crate::ring::{Layout, Ring as Virtqueue};
 
 /// Longest queue there can be (virtio 1.3 §2.7, §2.8.10.1).
 pub const MAX_QUEUE_SIZE: u16 = 32768;
+/// Feature bits that are between front-end and back-end, and offered by every back-end.
+const FRONT_END_FEATURES: u64 = F_PROTOCOL_FEATURES | F_LOG_ALL;
 /// Feature bit: packed rings.
 const F_RING_PACKED: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
@@ -73,6 +75,12 @@ pub enum Refusal {
     /// Configuration space that is not there or not writable.
     #[error("Configuration bytes {offset}+{size} cannot be accessed")]
     Config { offset: u32, size: usize },
+    /// A device status of more than eight bits (virtio 1.3 §2.1).
+    #[error("Device status {0:#x} has more than eight bits")]
+    Status(u64),
+    /// Something the device does not take.
+    #[error("The device does not take {0:?} with that value")]
+    Device(Code),
     /// A host error while a ring began.
     #[error("Queue cannot be started: {0}")]
     Start(std::io::Error),
@@ -98,6 +106,10 @@ pub struct RingStart {
     pub call: Signal,
     /// Raised when the driver breaks the ring.
     pub error: Signal,
+    /// Writes to guest memory are logged.
+    pub log_writes: bool,
+    /// Guest-physical address under which writes to the used ring are logged, if they are.
+    pub log_used: Option<u64>,
 }
 
 /// Effects of a session on the rest of the daemon.
@@ -133,10 +145,36 @@ pub trait Host {
     fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal>;
     /// Gives a running ring another call eventfd.
     fn set_call(&mut self, index: u16, call: Signal);
+    /// Takes a dirty log into use, for rings started from now on.
+    ///
+    /// # Errors
+    /// The bitmap is not within its file.
+    fn set_log(&mut self, size_bytes: u64, mmap_offset: u64, fd: OwnedFd) -> Result<(), MemoryError>;
+    /// Takes the channel for our own requests.
+    fn set_channel(&mut self, fd: OwnedFd);
+    /// Begins to carry device state, once the answer to the request is sent. `false`: not with these values.
+    fn transfer_state(&mut self, direction: Direction, fd: OwnedFd) -> bool;
+    /// Whether the last transfer of state went well.
+    fn state_is_good(&self) -> bool;
+    /// The device goes back to where it began.
+    fn reset_device(&mut self);
+    /// The largest packet that the guest will be given; `false` refuses.
+    fn set_mtu(&mut self, mtu_bytes: u16) -> bool;
+    /// Tells the network where a guest is now; `false` refuses.
+    fn send_rarp(&mut self, mac: [u8; 6]) -> bool;
     /// The configuration space.
     fn config(&self) -> Vec<u8>;
     /// A driver's write to it; `false` refuses.
     fn set_config(&mut self, offset: usize, data: &[u8]) -> bool;
+}
+
+/// Which way device state goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// We write it.
+    Save,
+    /// We read it.
+    Load,
 }
 
 /// What a device offers to every session.
@@ -156,6 +194,7 @@ pub struct Session {
     offer: Offer,
     features: u64,
     protocol: ProtocolFeatures,
+    status: u8,
     rings: Vec<Ring>,
 }
 
@@ -190,7 +229,7 @@ impl Session {
     /// A session in which nothing has been said yet.
     pub fn new(offer: Offer) -> Session {
         let rings = (0..offer.queues).map(|_| Ring::default()).collect();
-        Session { offer, features: 0, protocol: ProtocolFeatures::empty(), rings }
+        Session { offer, features: 0, protocol: ProtocolFeatures::empty(), status: 0, rings }
     }
 
     /// Whether acks may be asked for.
@@ -209,7 +248,7 @@ impl Session {
         }
         let mut fds = fds.into_iter();
         match request {
-            Request::GetFeatures => value(self.offer.features | F_PROTOCOL_FEATURES),
+            Request::GetFeatures => value(self.offer.features | FRONT_END_FEATURES),
             Request::SetFeatures(bits) => self.set_features(bits, host),
             // The text leaves RESET_OWNER to be ignored, and an owner is whoever holds the connection.
             Request::SetOwner | Request::ResetOwner => Ok(None),
@@ -233,6 +272,28 @@ impl Session {
                 Ok(None)
             }
             Request::SetVringEnable { index, enable } => self.enable(index, enable != 0, host),
+            Request::SetLogBase { size_bytes, mmap_offset } => {
+                let fd = fds.next().ok_or(Refusal::Device(code))?;
+                self.with_rings_stopped(host, |host| host.set_log(size_bytes, mmap_offset, fd))?;
+                value(0)
+            }
+            // Whoever reads the log looks at it by himself: the descriptor that would wake him is not needed.
+            Request::SetLogFd => Ok(None),
+            Request::SetBackendReqFd => {
+                host.set_channel(fds.next().ok_or(Refusal::Device(code))?);
+                Ok(None)
+            }
+            Request::SendRarp { mac } => taken(host.send_rarp(mac), code),
+            Request::NetSetMtu { mtu_bytes } => {
+                taken(u16::try_from(mtu_bytes).is_ok_and(|mtu| host.set_mtu(mtu)), code)
+            }
+            Request::ResetDevice => self.reset(host),
+            Request::SetStatus(status) => self.set_status(status, host),
+            Request::GetStatus => value(u64::from(self.status)),
+            Request::SetDeviceStateFd { direction, phase } => {
+                value(self.transfer_state(direction, phase, fds.next(), host))
+            }
+            Request::CheckDeviceState => value(u64::from(!host.state_is_good())),
             Request::GetConfig { offset, size } => get_config(offset, size, host),
             Request::SetConfig { offset, data } => set_config(offset, &data, host),
         }
@@ -250,14 +311,19 @@ impl Session {
     }
 
     fn set_features(&mut self, bits: u64, host: &mut impl Host) -> Answer {
-        let unknown = bits & !(self.offer.features | F_PROTOCOL_FEATURES);
+        let unknown = bits & !(self.offer.features | FRONT_END_FEATURES);
         if unknown != 0 {
             return Err(Refusal::Features(unknown));
         }
-        if bits != self.features && self.rings.iter().any(|ring| ring.state == RingState::Running) {
+        let changed = bits ^ self.features;
+        if changed & !F_LOG_ALL != 0 && self.rings.iter().any(|ring| ring.state == RingState::Running) {
             return Err(Refusal::Running);
         }
         self.features = bits;
+        if changed & F_LOG_ALL != 0 {
+            // What is in flight was taken without a note of where it writes, or with one that nobody needs.
+            return self.with_rings_stopped(host, |_| Ok(()));
+        }
         self.reconcile_all(host)
     }
 
@@ -326,16 +392,11 @@ impl Session {
         Ok(None)
     }
 
-    /// A running ring takes its own addresses again (migration does that, with another log flag).
     fn set_address(&mut self, addr: VringAddr, host: &mut impl Host) -> Answer {
         let (features, index) = (self.features, addr.index);
         let ring = self.ring(index)?;
         if ring.state == RingState::Running {
-            let places = |a: &VringAddr| (a.descriptor, a.available, a.used);
-            return match &ring.addr {
-                Some(old) if places(old) == places(&addr) => Ok(None),
-                _ => Err(Refusal::RingRunning { index, code: Code::SetVringAddr }),
-            };
+            return self.set_running_address(addr, host);
         }
         let old = ring.addr.replace(addr);
         if host.has_memory() && ring.layout(features).is_some_and(|layout| !host.ring_fits(&layout)) {
@@ -343,6 +404,25 @@ impl Session {
             return Err(Refusal::RingAddress(index));
         }
         self.reconcile(index, host)
+    }
+
+    /// A running ring takes its own addresses again, with another way of logging (migration does that).
+    fn set_running_address(&mut self, addr: VringAddr, host: &mut impl Host) -> Answer {
+        let index = addr.index;
+        let ring = self.ring(index)?;
+        let places = |a: &VringAddr| (a.descriptor, a.available, a.used);
+        match ring.addr.replace(addr) {
+            Some(old) if old == addr => Ok(None),
+            Some(old) if places(&old) == places(&addr) => {
+                ring.base = Some(host.stop_ring(queue_number(index)?)?);
+                ring.state = RingState::Stopped;
+                self.reconcile(index, host)
+            }
+            old => {
+                ring.addr = old;
+                Err(Refusal::RingRunning { index, code: Code::SetVringAddr })
+            }
+        }
     }
 
     fn get_base(&mut self, index: u32, host: &mut impl Host) -> Answer {
@@ -391,6 +471,47 @@ impl Session {
         })
     }
 
+    /// RESET_DEVICE: all rings disabled, the device as it began; connection and memory stay.
+    fn reset(&mut self, host: &mut impl Host) -> Answer {
+        self.close(host);
+        for ring in &mut self.rings {
+            *ring = Ring { enabled: Some(false), ..Ring::default() };
+        }
+        (self.features, self.status) = (0, 0);
+        host.reset_device();
+        Ok(None)
+    }
+
+    /// Status 0 is the driver's reset (virtio 1.3 §2.1.2): nothing of its rings is touched any more.
+    fn set_status(&mut self, status: u64, host: &mut impl Host) -> Answer {
+        self.status = u8::try_from(status).map_err(|_| Refusal::Status(status))?;
+        if self.status == 0 {
+            self.close(host);
+            self.rings.iter_mut().for_each(|ring| *ring = Ring::default());
+        }
+        Ok(None)
+    }
+
+    /// The answer has an error in its low byte, and bit 8 where no descriptor comes back.
+    fn transfer_state(
+        &mut self,
+        direction: u32,
+        phase: u32,
+        fd: Option<OwnedFd>,
+        host: &mut impl Host,
+    ) -> u64 {
+        const NO_FD: u64 = 1 << 8;
+        let direction = match direction {
+            0 => Direction::Save,
+            1 => Direction::Load,
+            _ => return NO_FD | 1,
+        };
+        // The only phase there is: the device stands still.
+        let still = phase == 0 && self.rings.iter().all(|ring| ring.state == RingState::Stopped);
+        let begun = still && fd.is_some_and(|fd| host.transfer_state(direction, fd));
+        NO_FD | u64::from(!begun)
+    }
+
     /// Starts whatever has become complete.
     fn reconcile_all(&mut self, host: &mut impl Host) -> Answer {
         for index in 0..u32::from(self.offer.queues) {
@@ -422,6 +543,8 @@ impl Session {
             kick: Arc::clone(kick),
             call: ring.call.clone(),
             error: ring.error.clone(),
+            log_writes: features & F_LOG_ALL != 0,
+            log_used: ring.log_used().filter(|_| features & F_LOG_ALL != 0),
         })?;
         ring.state = RingState::Running;
         Ok(None)
@@ -454,6 +577,17 @@ impl Ring {
             event_idx: features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
         })
     }
+}
+
+impl Ring {
+    /// VHOST_VRING_F_LOG and the address that goes with it.
+    fn log_used(&self) -> Option<u64> {
+        self.addr.as_ref().filter(|addr| addr.flags & 1 != 0).map(|addr| addr.log)
+    }
+}
+
+fn taken(taken: bool, code: Code) -> Answer {
+    if taken { Ok(None) } else { Err(Refusal::Device(code)) }
 }
 
 fn value(value: u64) -> Answer {

@@ -13,6 +13,9 @@ struct Recorder {
     refuse_memory: bool,
     refuse_rings: bool,
     config: Vec<u8>,
+    channels: usize,
+    transfers: Vec<Direction>,
+    resets: usize,
 }
 
 impl Host for Recorder {
@@ -49,6 +52,30 @@ impl Host for Recorder {
         Ok(self.running.remove(&index).unwrap().base + 1)
     }
     fn set_call(&mut self, _: u16, _: Signal) {}
+    fn set_log(&mut self, size_bytes: u64, _: u64, _: OwnedFd) -> Result<(), MemoryError> {
+        assert!(self.running.is_empty(), "the log changes under no running ring");
+        if size_bytes == 0 { Err(MemoryError::Slots) } else { Ok(()) }
+    }
+    fn set_channel(&mut self, _: OwnedFd) {
+        self.channels += 1;
+    }
+    fn transfer_state(&mut self, direction: Direction, _: OwnedFd) -> bool {
+        self.transfers.push(direction);
+        true
+    }
+    fn state_is_good(&self) -> bool {
+        !self.transfers.is_empty()
+    }
+    fn reset_device(&mut self) {
+        assert!(self.running.is_empty(), "a device is reset without running rings");
+        self.resets += 1;
+    }
+    fn set_mtu(&mut self, mtu_bytes: u16) -> bool {
+        mtu_bytes >= 68
+    }
+    fn send_rarp(&mut self, mac: [u8; 6]) -> bool {
+        mac != [0; 6]
+    }
     fn config(&self) -> Vec<u8> {
         self.config.clone()
     }
@@ -74,7 +101,11 @@ impl Table {
     fn say(&mut self, request: Request) -> Answer {
         let fds = match &request {
             Request::SetMemTable(regions) => regions.len(),
-            Request::AddMemReg(_) => 1,
+            Request::AddMemReg(_)
+            | Request::SetLogBase { .. }
+            | Request::SetLogFd
+            | Request::SetBackendReqFd
+            | Request::SetDeviceStateFd { .. } => 1,
             Request::SetVringKick(v) | Request::SetVringCall(v) | Request::SetVringErr(v) => {
                 usize::from(v.has_fd)
             }
@@ -280,7 +311,7 @@ fn f07_f14_a_running_ring_does_not_change() {
         t.say(Request::SetFeatures(OFFERED | F_PROTOCOL_FEATURES)).is_ok(),
         "the same bits change nothing"
     );
-    assert_eq!(t.host.starts, 1);
+    assert_eq!(t.host.starts, 2, "once more, to log its used ring");
 }
 
 #[test]
@@ -295,6 +326,104 @@ fn f08_a_ring_outside_memory_is_refused_and_the_old_address_stays() {
     t.say(kick(0)).unwrap();
     t.say(Request::SetVringEnable { index: 0, enable: 1 }).unwrap();
     assert!(t.host.running.is_empty(), "no address was taken");
+}
+
+/// Migration: the log, the feature, the used ring's flag; and back again.
+#[test]
+fn f14_logging_is_switched_on_and_off_under_running_rings() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    t.ring(1);
+    let logs = |t: &Table| t.host.running.values().map(|r| (r.log_writes, r.log_used)).collect::<Vec<_>>();
+    assert_eq!(logs(&t), [(false, None); 2]);
+    let base = t.say(Request::SetLogBase { size_bytes: 4096, mmap_offset: 0 });
+    assert_eq!(base.unwrap(), Some(Reply::U64(0)), "SET_LOG_BASE is always answered");
+    t.say(Request::SetLogFd).unwrap();
+    t.say(Request::SetFeatures(OFFERED | F_PROTOCOL_FEATURES | F_LOG_ALL)).unwrap();
+    assert_eq!(logs(&t), [(true, None); 2]);
+    t.say(Request::SetVringAddr(VringAddr { flags: 1, log: 0x100, ..addr(0) })).unwrap();
+    assert_eq!(logs(&t), [(true, Some(0x100)), (true, None)]);
+    t.say(Request::SetFeatures(OFFERED | F_PROTOCOL_FEATURES)).unwrap();
+    assert_eq!(logs(&t), [(false, None); 2]);
+    assert!(matches!(t.say(Request::SetFeatures(F_LOG_ALL)), Err(Refusal::Running)), "another bit with it");
+}
+
+#[test]
+fn f21_a_refused_log_leaves_rings_running() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    let refused = t.say(Request::SetLogBase { size_bytes: 0, mmap_offset: 0 });
+    assert!(matches!(refused, Err(Refusal::Memory(_))));
+    assert_eq!(t.host.running.len(), 1);
+}
+
+#[test]
+fn reset_device_stops_and_disables_every_ring() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    t.say(Request::ResetDevice).unwrap();
+    assert_eq!((t.host.running.len(), t.host.resets), (0, 1));
+    assert_eq!(base_of(t.say(Request::GetVringBase { index: 0 })), 0, "from the beginning");
+    t.say(Request::SetFeatures(OFFERED | F_PROTOCOL_FEATURES)).unwrap();
+    for request in ring_messages(0).into_iter().take(5) {
+        t.say(request).unwrap();
+    }
+    assert!(t.host.running.is_empty(), "disabled until it is enabled");
+    t.say(Request::SetVringEnable { index: 0, enable: 1 }).unwrap();
+    assert_eq!(t.host.running.len(), 1);
+}
+
+#[test]
+fn a_status_is_kept_and_zero_takes_the_rings_back() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    t.say(Request::SetStatus(0xf)).unwrap();
+    assert_eq!(t.say(Request::GetStatus).unwrap(), Some(Reply::U64(0xf)));
+    assert!(matches!(t.say(Request::SetStatus(256)), Err(Refusal::Status(256))));
+    assert_eq!(t.host.running.len(), 1);
+    t.say(Request::SetStatus(0)).unwrap();
+    assert!(t.host.running.is_empty());
+}
+
+#[test]
+fn device_state_is_carried_while_the_device_stands_still() {
+    let mut t = table();
+    t.negotiate();
+    let transfer =
+        |t: &mut Table, direction, phase| t.say(Request::SetDeviceStateFd { direction, phase }).unwrap();
+    assert_eq!(t.say(Request::CheckDeviceState).unwrap(), Some(Reply::U64(1)), "nothing was carried");
+    assert_eq!(transfer(&mut t, 0, 0), Some(Reply::U64(0x100)));
+    assert_eq!(transfer(&mut t, 1, 0), Some(Reply::U64(0x100)));
+    assert_eq!(t.say(Request::CheckDeviceState).unwrap(), Some(Reply::U64(0)));
+    for (direction, phase) in [(2, 0), (0, 1), (u32::MAX, u32::MAX)] {
+        assert_eq!(transfer(&mut t, direction, phase), Some(Reply::U64(0x101)));
+    }
+    t.say(memory()).unwrap();
+    t.ring(0);
+    assert_eq!(transfer(&mut t, 0, 0), Some(Reply::U64(0x101)), "a ring is running");
+    assert_eq!(t.host.transfers, [Direction::Save, Direction::Load]);
+}
+
+#[test]
+fn what_concerns_the_network_is_handed_to_the_device() {
+    let mut t = table();
+    t.negotiate();
+    t.say(Request::NetSetMtu { mtu_bytes: 1500 }).unwrap();
+    for mtu_bytes in [67, 65536, u64::MAX] {
+        assert!(matches!(t.say(Request::NetSetMtu { mtu_bytes }), Err(Refusal::Device(Code::NetSetMtu))));
+    }
+    t.say(Request::SendRarp { mac: [2; 6] }).unwrap();
+    assert!(t.say(Request::SendRarp { mac: [0; 6] }).is_err());
+    t.say(Request::SetBackendReqFd).unwrap();
+    assert_eq!(t.host.channels, 1);
 }
 
 #[test]
@@ -316,6 +445,16 @@ fn f15_messages_of_features_that_were_not_negotiated_are_refused() {
         Request::GetMaxMemSlots,
         Request::AddMemReg(region(0, 4096, 0, 0)),
         Request::RemMemReg(region(0, 4096, 0, 0)),
+        Request::SetLogBase { size_bytes: 1, mmap_offset: 0 },
+        Request::SetLogFd,
+        Request::SendRarp { mac: [0; 6] },
+        Request::NetSetMtu { mtu_bytes: 1500 },
+        Request::SetBackendReqFd,
+        Request::ResetDevice,
+        Request::SetStatus(1),
+        Request::GetStatus,
+        Request::SetDeviceStateFd { direction: 0, phase: 0 },
+        Request::CheckDeviceState,
     ] {
         assert!(matches!(t.say(request), Err(Refusal::NotNegotiated(_))));
     }

@@ -24,6 +24,7 @@
     )
 )]
 
+pub mod dirty;
 pub mod guard;
 
 use std::os::fd::OwnedFd;
@@ -180,6 +181,14 @@ impl Memory {
         let room = region.table.size_bytes.checked_sub(offset).filter(|room| *room > 0)?;
         let len = len.min(room);
         Some((region.mapping.segment(offset, len)?, len))
+    }
+
+    /// The guest-physical address of a front-end address, if it is in memory.
+    pub fn guest_addr(&self, user_addr: u64) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let offset = user_addr.checked_sub(region.table.user_addr)?;
+            (offset < region.table.size_bytes).then(|| region.table.guest_addr.checked_add(offset))?
+        })
     }
 
     /// The ring part at front-end address `addr`: `len` bytes within one region, aligned to `align`.

@@ -141,3 +141,23 @@ fn f10_memory_sealed_against_shrinking_needs_no_guard() {
     rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK).unwrap();
     assert!(Memory::map(vec![(region(0, MIB, 0, 0), fd)]).unwrap().is_sealed());
 }
+
+#[test]
+fn f21_a_dirty_log_marks_pages_within_its_file_and_no_others() {
+    use super::dirty::DirtyLog;
+    let fd = memfd(4096);
+    let file = std::fs::File::from(fd.try_clone().unwrap());
+    let log = DirtyLog::map(fd, 4, 8).unwrap();
+    log.mark(0, 1);
+    log.mark(4095, 2);
+    log.mark(9 * 4096, 3 * 4096);
+    log.mark(5 * 4096, 0);
+    log.mark(31 * 4096, u64::MAX);
+    log.mark(u64::MAX, u64::MAX);
+    let mut bytes = [0; 16];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+    assert_eq!(bytes, [0, 0, 0, 0, 0, 0, 0, 0, 0b11, 0b1110, 0, 0x80, 0, 0, 0, 0]);
+    for (size, offset) in [(0, 0), (4097, 0), (1, 4096), (u64::MAX, 8), (8, u64::MAX)] {
+        assert!(DirtyLog::map(memfd(4096), size, offset).is_err(), "{size} at {offset}");
+    }
+}

@@ -33,6 +33,8 @@ pub const MAX_PAYLOAD_BYTES: usize = 4096;
 pub const MAX_TABLE_REGIONS: usize = 8;
 /// Most bytes of device configuration space in one message (vhost-user "Virtio device config space").
 pub const MAX_CONFIG_BYTES: usize = 256;
+/// Device feature bit 26: writes to guest memory are logged. Never offered to a guest.
+pub const F_LOG_ALL: u64 = 1 << 26;
 /// Device feature bit 30: the front-end and the back-end speak about protocol features. Never offered to a guest.
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 
@@ -92,6 +94,11 @@ impl Header {
         Header { request: code as u32, flags: VERSION | need, size: len32(payload_bytes) }
     }
 
+    /// Header of a back-end's request, which wants no ack.
+    pub fn backend_request(code: BackendCode) -> Header {
+        Header { request: code as u32, flags: VERSION, size: 0 }
+    }
+
     /// Header of the answer to the request numbered `request`.
     pub fn reply(request: u32, payload_bytes: usize) -> Header {
         Header { request, flags: VERSION | FLAG_REPLY, size: len32(payload_bytes) }
@@ -142,6 +149,8 @@ pub enum Code {
     SetOwner = 3,
     ResetOwner = 4,
     SetMemTable = 5,
+    SetLogBase = 6,
+    SetLogFd = 7,
     SetVringNum = 8,
     SetVringAddr = 9,
     SetVringBase = 10,
@@ -153,11 +162,27 @@ pub enum Code {
     SetProtocolFeatures = 16,
     GetQueueNum = 17,
     SetVringEnable = 18,
+    SendRarp = 19,
+    NetSetMtu = 20,
+    SetBackendReqFd = 21,
     GetConfig = 24,
     SetConfig = 25,
+    ResetDevice = 34,
     GetMaxMemSlots = 36,
     AddMemReg = 37,
     RemMemReg = 38,
+    SetStatus = 39,
+    GetStatus = 40,
+    SetDeviceStateFd = 42,
+    CheckDeviceState = 43,
+}
+
+/// Requests of a back-end on the channel that SET_BACKEND_REQ_FD opens ("Back-end message types").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum BackendCode {
+    /// BACKEND_CONFIG_CHANGE_MSG: the configuration space is another than before.
+    ConfigChange = 2,
 }
 
 /// What the table says about a request.
@@ -174,12 +199,14 @@ pub struct Rule {
 
 impl Code {
     /// Every request this codec knows.
-    pub const ALL: [Code; 21] = [
+    pub const ALL: [Code; 31] = [
         Code::GetFeatures,
         Code::SetFeatures,
         Code::SetOwner,
         Code::ResetOwner,
         Code::SetMemTable,
+        Code::SetLogBase,
+        Code::SetLogFd,
         Code::SetVringNum,
         Code::SetVringAddr,
         Code::SetVringBase,
@@ -191,11 +218,19 @@ impl Code {
         Code::SetProtocolFeatures,
         Code::GetQueueNum,
         Code::SetVringEnable,
+        Code::SendRarp,
+        Code::NetSetMtu,
+        Code::SetBackendReqFd,
         Code::GetConfig,
         Code::SetConfig,
+        Code::ResetDevice,
         Code::GetMaxMemSlots,
         Code::AddMemReg,
         Code::RemMemReg,
+        Code::SetStatus,
+        Code::GetStatus,
+        Code::SetDeviceStateFd,
+        Code::CheckDeviceState,
     ];
 
     /// The request with this number, if this codec knows it.
@@ -219,6 +254,16 @@ impl Code {
             GetVringBase => (8..=8, 0..=0, true, none),
             SetVringAddr => (40..=40, 0..=0, false, none),
             SetVringKick | SetVringCall | SetVringErr => (8..=8, 0..=1, false, none),
+            SetLogBase => (16..=16, 1..=1, true, ProtocolFeatures::LOG_SHMFD),
+            SetLogFd => (0..=8, 1..=1, false, ProtocolFeatures::LOG_SHMFD),
+            SendRarp => (8..=8, 0..=0, false, ProtocolFeatures::RARP),
+            NetSetMtu => (8..=8, 0..=0, false, ProtocolFeatures::MTU),
+            SetBackendReqFd => (0..=8, 1..=1, false, ProtocolFeatures::BACKEND_REQ),
+            ResetDevice => (0..=0, 0..=0, false, ProtocolFeatures::RESET_DEVICE),
+            SetStatus => (8..=8, 0..=0, false, ProtocolFeatures::STATUS),
+            GetStatus => (0..=0, 0..=0, true, ProtocolFeatures::STATUS),
+            SetDeviceStateFd => (8..=8, 1..=1, true, ProtocolFeatures::DEVICE_STATE),
+            CheckDeviceState => (0..=0, 0..=0, true, ProtocolFeatures::DEVICE_STATE),
             GetConfig => (config, 0..=0, true, ProtocolFeatures::CONFIG),
             SetConfig => (config, 0..=0, false, ProtocolFeatures::CONFIG),
             AddMemReg => (40..=40, 1..=1, false, ProtocolFeatures::CONFIGURE_MEM_SLOTS),
@@ -293,6 +338,16 @@ pub enum Request {
     GetMaxMemSlots,
     AddMemReg(MemoryRegion),
     RemMemReg(MemoryRegion),
+    SetLogBase { size_bytes: u64, mmap_offset: u64 },
+    SetLogFd,
+    SendRarp { mac: [u8; 6] },
+    NetSetMtu { mtu_bytes: u64 },
+    SetBackendReqFd,
+    ResetDevice,
+    SetStatus(u64),
+    GetStatus,
+    SetDeviceStateFd { direction: u32, phase: u32 },
+    CheckDeviceState,
 }
 
 impl Request {
@@ -320,6 +375,16 @@ impl Request {
             Request::GetMaxMemSlots => Code::GetMaxMemSlots,
             Request::AddMemReg(_) => Code::AddMemReg,
             Request::RemMemReg(_) => Code::RemMemReg,
+            Request::SetLogBase { .. } => Code::SetLogBase,
+            Request::SetLogFd => Code::SetLogFd,
+            Request::SendRarp { .. } => Code::SendRarp,
+            Request::NetSetMtu { .. } => Code::NetSetMtu,
+            Request::SetBackendReqFd => Code::SetBackendReqFd,
+            Request::ResetDevice => Code::ResetDevice,
+            Request::SetStatus(_) => Code::SetStatus,
+            Request::GetStatus => Code::GetStatus,
+            Request::SetDeviceStateFd { .. } => Code::SetDeviceStateFd,
+            Request::CheckDeviceState => Code::CheckDeviceState,
         }
     }
 
@@ -364,8 +429,22 @@ impl Request {
             | Request::ResetOwner
             | Request::GetProtocolFeatures
             | Request::GetQueueNum
-            | Request::GetMaxMemSlots => {}
-            Request::SetFeatures(v) | Request::SetProtocolFeatures(v) => put64(&mut out, &[*v]),
+            | Request::GetMaxMemSlots
+            | Request::SetLogFd
+            | Request::SetBackendReqFd
+            | Request::ResetDevice
+            | Request::GetStatus
+            | Request::CheckDeviceState => {}
+            Request::SetFeatures(v)
+            | Request::SetProtocolFeatures(v)
+            | Request::SetStatus(v)
+            | Request::NetSetMtu { mtu_bytes: v } => put64(&mut out, &[*v]),
+            Request::SetLogBase { size_bytes, mmap_offset } => put64(&mut out, &[*size_bytes, *mmap_offset]),
+            Request::SendRarp { mac } => {
+                out.extend_from_slice(mac);
+                out.extend_from_slice(&[0; 2]);
+            }
+            Request::SetDeviceStateFd { direction, phase } => put32(&mut out, &[*direction, *phase]),
             Request::SetMemTable(regions) => {
                 put32(&mut out, &[len32(regions.len()), 0]);
                 regions.iter().for_each(|region| put_region(&mut out, region));
@@ -520,6 +599,25 @@ impl<'a> Fields<'a> {
             Code::GetMaxMemSlots => Request::GetMaxMemSlots,
             Code::AddMemReg => Request::AddMemReg(self.single_region()?),
             Code::RemMemReg => Request::RemMemReg(self.single_region()?),
+            Code::SetLogBase => Request::SetLogBase { size_bytes: self.u64()?, mmap_offset: self.u64()? },
+            Code::SetLogFd | Code::SetBackendReqFd => {
+                // Front-ends differ in whether they pad these.
+                self.0 = &[];
+                if code == Code::SetLogFd { Request::SetLogFd } else { Request::SetBackendReqFd }
+            }
+            Code::SendRarp => {
+                let mac = self.bytes(6)?.try_into().ok()?;
+                self.bytes(2)?;
+                Request::SendRarp { mac }
+            }
+            Code::NetSetMtu => Request::NetSetMtu { mtu_bytes: self.u64()? },
+            Code::ResetDevice => Request::ResetDevice,
+            Code::SetStatus => Request::SetStatus(self.u64()?),
+            Code::GetStatus => Request::GetStatus,
+            Code::SetDeviceStateFd => {
+                Request::SetDeviceStateFd { direction: self.u32()?, phase: self.u32()? }
+            }
+            Code::CheckDeviceState => Request::CheckDeviceState,
         };
         self.0.is_empty().then_some(Ok(request))
     }

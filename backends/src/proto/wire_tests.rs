@@ -41,6 +41,16 @@ fn request() -> impl Strategy<Value = (Request, usize)> {
             .prop_map(|(offset, data)| (Request::SetConfig { offset, data }, 0)),
         region().prop_map(|r| (Request::AddMemReg(r), 1)),
         region().prop_map(|r| (Request::RemMemReg(r), 0)),
+        any::<(u64, u64)>()
+            .prop_map(|(size_bytes, mmap_offset)| (Request::SetLogBase { size_bytes, mmap_offset }, 1)),
+        any::<[u8; 6]>().prop_map(|mac| (Request::SendRarp { mac }, 0)),
+        any::<u64>().prop_map(|mtu_bytes| (Request::NetSetMtu { mtu_bytes }, 0)),
+        any::<u64>().prop_map(|v| (Request::SetStatus(v), 0)),
+        any::<(u32, u32)>()
+            .prop_map(|(direction, phase)| (Request::SetDeviceStateFd { direction, phase }, 1)),
+        prop_oneof![Just(Request::SetLogFd), Just(Request::SetBackendReqFd)].prop_map(|r| (r, 1)),
+        prop_oneof![Just(Request::ResetDevice), Just(Request::GetStatus), Just(Request::CheckDeviceState)]
+            .prop_map(|r| (r, 0)),
     ]
 }
 
@@ -143,6 +153,15 @@ fn request_numbers_are_those_of_the_vhost_crate() {
         (Code::GetMaxMemSlots, FrontendReq::GET_MAX_MEM_SLOTS),
         (Code::AddMemReg, FrontendReq::ADD_MEM_REG),
         (Code::RemMemReg, FrontendReq::REM_MEM_REG),
+        (Code::SetLogBase, FrontendReq::SET_LOG_BASE),
+        (Code::SendRarp, FrontendReq::SEND_RARP),
+        (Code::NetSetMtu, FrontendReq::NET_SET_MTU),
+        (Code::SetBackendReqFd, FrontendReq::SET_BACKEND_REQ_FD),
+        (Code::ResetDevice, FrontendReq::RESET_DEVICE),
+        (Code::SetStatus, FrontendReq::SET_STATUS),
+        (Code::GetStatus, FrontendReq::GET_STATUS),
+        (Code::SetDeviceStateFd, FrontendReq::SET_DEVICE_STATE_FD),
+        (Code::CheckDeviceState, FrontendReq::CHECK_DEVICE_STATE),
     ];
     for (ours, theirs) in pairs {
         assert_eq!(ours as u32, theirs as u32, "{ours:?}");

@@ -6,7 +6,7 @@ const DRIVER_EVENT: u64 = 0x4000;
 const DEVICE_EVENT: u64 = 0x8000;
 const DATA: u64 = 0x2_0000;
 const TABLE: u64 = 0x4_0000;
-const LIMITS: Limits = Limits { descriptors: 8, bytes: 1 << 20, indirect: true };
+const LIMITS: Limits = Limits { descriptors: 8, bytes: 1 << 20, indirect: true, log: false };
 
 /// The driver's side, written from the specification and not from the device's side.
 struct Driver {

@@ -5,7 +5,10 @@
 //! taken, ends the connection after a deadline; a connection that ends for any reason leaves workers, memory
 //! and descriptors as they were before it; SIGTERM and SIGINT end the daemon after what is in flight.
 //! Refuses: a protocol violation, by a non-zero ack if one was asked for, else by hanging up where the
-//! request has an answer that we cannot give.
+//! request has an answer that we cannot give. What messages do to memory and rings is in `host`.
+
+mod host;
+mod transfer;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,17 +19,16 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
-use crate::device::Device;
+use crate::device::{Announcer, Device};
 use crate::engine::EngineKind;
 use crate::log::Gate;
-use crate::memory::{Memory, MemoryError, guard};
+use crate::memory::dirty::DirtyLog;
+use crate::memory::{Memory, guard};
 use crate::notify::Signal;
 use crate::proto::transport::MESSAGE_DEADLINE;
-use crate::proto::wire::{DecodeError, Header};
-use crate::proto::{Connection, Frame, MemoryRegion, ProtocolFeatures, Reply, Request, TransportError};
-use crate::queue::{Queue, QueueSetup};
-use crate::ring::{Layout, Ring};
-use crate::session::{Host, Offer, Refusal, RingStart, Session};
+use crate::proto::wire::{BackendCode, DecodeError, Header};
+use crate::proto::{Connection, Frame, ProtocolFeatures, Reply, Request, TransportError};
+use crate::session::{Direction, Offer, Refusal, Session};
 use crate::stats::QueueStats;
 use crate::worker::Workers;
 
@@ -39,7 +41,12 @@ const COMMON_FEATURES: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSI
 const PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::REPLY_ACK)
     .union(ProtocolFeatures::CONFIG)
-    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+    .union(ProtocolFeatures::BACKEND_REQ)
+    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(ProtocolFeatures::LOG_SHMFD)
+    .union(ProtocolFeatures::RESET_DEVICE)
+    .union(ProtocolFeatures::STATUS)
+    .union(ProtocolFeatures::DEVICE_STATE);
 /// How long a front-end waits for a ring to drain before we hang up on it: host I/O may be slow.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the daemon's end waits for it.
@@ -47,6 +54,9 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long an accept that failed for want of descriptors or memory is left alone.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a front-end may take to make room on its channel for our requests.
+const ANNOUNCE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Where front-ends come from.
 #[derive(Debug)]
@@ -72,11 +82,25 @@ pub struct Server<D: Device> {
     settings: Settings,
     /// Rung when a front-end cut its memory short under us.
     torn: OwnedFd,
+    /// Rung when the device's configuration space changed.
+    announced: OwnedFd,
     workers: Workers<D>,
-    memory: Arc<Memory>,
     stats: Vec<Arc<QueueStats>>,
     patience: Duration,
     gates: Gates,
+    front_end: FrontEnd,
+}
+
+/// What belongs to the connected front-end, and goes with it.
+#[derive(Default)]
+struct FrontEnd {
+    memory: Arc<Memory>,
+    log: Option<Arc<DirtyLog>>,
+    /// For our own requests.
+    channel: Option<Connection>,
+    /// Device state that is to be carried once its request is answered.
+    transfer: Option<(Direction, OwnedFd)>,
+    state_is_good: bool,
 }
 
 /// One a class of log lines that a front-end can cause.
@@ -114,8 +138,19 @@ impl<D: Device> Server<D> {
         let workers = Workers::new(Arc::clone(&device), settings.engine);
         let torn = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         guard::ring_when_torn(torn.try_clone()?);
-        let (memory, gates) = (Arc::default(), Gates::default());
-        Ok(Server { device, settings, torn, workers, memory, stats, patience: DRAIN_PATIENCE, gates })
+        let announced = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        device.attach(Announcer(Signal::new(Some(announced.try_clone()?))));
+        Ok(Server {
+            device,
+            settings,
+            torn,
+            announced,
+            workers,
+            stats,
+            patience: DRAIN_PATIENCE,
+            gates: Gates::default(),
+            front_end: FrontEnd::default(),
+        })
     }
 
     /// Counters, by queue.
@@ -177,7 +212,7 @@ impl<D: Device> Server<D> {
             self.patience = EXIT_PATIENCE;
         }
         session.close(self);
-        self.memory = Arc::default();
+        self.front_end = FrontEnd::default();
         if told.is_some() {
             tracing::info!(reason = %over, "Front-end disconnected");
         }
@@ -192,12 +227,16 @@ impl<D: Device> Server<D> {
     ) -> Hangup {
         loop {
             let deadline = connection.partial_since().map(|since| since + MESSAGE_DEADLINE);
-            if self.memory.is_torn() {
+            if self.front_end.memory.is_torn() {
                 return Hangup::Torn;
             }
             match self.wait(connection.as_fd(), end, deadline) {
                 Ok(Wake::Ready) => {}
                 Ok(Wake::Torn) => continue,
+                Ok(Wake::Announced) => {
+                    self.announce();
+                    continue;
+                }
                 Ok(Wake::End) => return Hangup::Asked,
                 Ok(Wake::Late) => return TransportError::Deadline.into(),
                 Err(error) => return TransportError::Socket(error).into(),
@@ -238,7 +277,11 @@ impl<D: Device> Server<D> {
         };
         let answered = request.code().rule().answered;
         match session.handle(request, fds, self) {
-            Ok(Some(reply)) => send(connection, header, &reply),
+            Ok(Some(reply)) => {
+                send(connection, header, &reply)?;
+                self.carry_state();
+                Ok(())
+            }
             Ok(None) if wants_ack => send(connection, header, &Reply::U64(0)),
             Ok(None) => Ok(()),
             Err(refusal @ Refusal::Drain(_)) => Err(Hangup::Refused(refusal)),
@@ -253,20 +296,28 @@ impl<D: Device> Server<D> {
         }
     }
 
-    /// Takes new memory into use, if it is safe enough for this user.
-    fn adopt(&mut self, memory: Memory) -> Result<(), MemoryError> {
-        if !memory.is_sealed() {
-            if self.settings.require_sealed_memory {
-                return Err(MemoryError::Unsealed);
-            }
-            if !std::mem::replace(&mut self.gates.unsealed, true) {
-                tracing::info!(
-                    "Guest memory is not sealed against shrinking; it is used behind a guard (said once)"
-                );
-            }
+    /// Tells the front-end that the configuration space changed. It is not asked for an ack, so it can be neither
+    /// waited for nor believed to have heard; one that reads nothing loses its channel.
+    fn announce(&mut self) {
+        let Some(channel) = &mut self.front_end.channel else { return };
+        let header = Header::backend_request(BackendCode::ConfigChange);
+        if let Err(error) = channel.send(header, &[], &[], Instant::now() + ANNOUNCE_PATIENCE) {
+            tracing::warn!(%error, "Front-end does not take our requests; it will not hear of changes any more");
+            self.front_end.channel = None;
         }
-        self.memory = Arc::new(memory);
-        Ok(())
+    }
+
+    /// Carries device state, if that was asked for. The answer is out, so the other side is at its end of it.
+    fn carry_state(&mut self) {
+        let Some((direction, fd)) = self.front_end.transfer.take() else { return };
+        let carried = match direction {
+            Direction::Save => transfer::save(&fd, &self.device.save()),
+            Direction::Load => transfer::load(&fd).map(|state| self.device.load(&state)),
+        };
+        self.front_end.state_is_good = carried.unwrap_or_else(|error| {
+            tracing::warn!(%error, ?direction, "Device state was not carried");
+            false
+        });
     }
 
     fn tell_refused(&mut self, reason: &dyn std::fmt::Display) {
@@ -280,16 +331,21 @@ impl<D: Device> Server<D> {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            let mut fds = [end, self.torn.as_fd(), fd].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            let mut fds = [end, self.torn.as_fd(), self.announced.as_fd(), fd]
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(0) => return Ok(Wake::Late),
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
-            let [end, torn, _] = fds.map(|fd| !fd.revents().is_empty());
+            let [end, torn, announced, _] = fds.map(|fd| !fd.revents().is_empty());
             if end {
                 return Ok(Wake::End);
+            }
+            if announced {
+                let _ = rustix::io::read(&self.announced, &mut [0; 8]);
+                return Ok(Wake::Announced);
             }
             if torn {
                 // Emptied here; whether it concerns the memory in use is for the caller to see.
@@ -303,65 +359,9 @@ impl<D: Device> Server<D> {
     fn offer(&self) -> Offer {
         Offer {
             features: self.device.features() | COMMON_FEATURES,
-            protocol: PROTOCOL_FEATURES,
+            protocol: PROTOCOL_FEATURES | self.device.protocol_features(),
             queues: self.device.queues(),
         }
-    }
-}
-
-/// Effects of messages on this daemon.
-impl<D: Device> Host for Server<D> {
-    fn set_memory(&mut self, table: Vec<(MemoryRegion, OwnedFd)>) -> Result<(), MemoryError> {
-        self.adopt(Memory::map(table)?)
-    }
-
-    fn add_memory(&mut self, region: MemoryRegion, fd: OwnedFd) -> Result<(), MemoryError> {
-        self.adopt(self.memory.with(region, fd)?)
-    }
-
-    fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), MemoryError> {
-        self.memory = Arc::new(self.memory.without(region)?);
-        Ok(())
-    }
-
-    fn has_memory(&self) -> bool {
-        self.memory.regions() > 0
-    }
-
-    fn ring_fits(&self, layout: &Layout) -> bool {
-        Ring::new(&self.memory, layout, Ring::first_base(layout.packed)).is_some()
-    }
-
-    fn start_ring(&mut self, start: RingStart) -> Result<(), Refusal> {
-        let refused = Refusal::RingAddress(u32::from(start.index));
-        let ring = Ring::new(&self.memory, &start.layout, start.base).ok_or(refused)?;
-        let stats = self.stats.get(usize::from(start.index)).cloned().unwrap_or_default();
-        let setup = QueueSetup {
-            index: start.index,
-            features: start.features,
-            max_chain_bytes: self.device.max_chain_bytes(),
-            call: start.call,
-            error: start.error,
-            stats,
-        };
-        let queue = Queue::new(ring, Arc::clone(&self.memory), setup);
-        self.workers.start(queue, start.kick).map_err(Refusal::Start)
-    }
-
-    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {
-        self.workers.stop(index, self.patience).ok_or(Refusal::Drain(u32::from(index)))
-    }
-
-    fn set_call(&mut self, index: u16, call: Signal) {
-        self.workers.set_call(index, call);
-    }
-
-    fn config(&self) -> Vec<u8> {
-        self.device.config()
-    }
-
-    fn set_config(&mut self, offset: usize, data: &[u8]) -> bool {
-        self.device.set_config(offset, data)
     }
 }
 
@@ -376,6 +376,7 @@ fn send(connection: &mut Connection, to: Header, reply: &Reply) -> Result<(), Ha
 enum Wake {
     Ready,
     Torn,
+    Announced,
     End,
     Late,
 }

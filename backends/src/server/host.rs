@@ -1,0 +1,142 @@
+//! What messages do to the daemon: memory mapped, rings handed to workers and taken back.
+//!
+//! In: effects that a session asks for. Out: the same, done, or why not. Memory changes only while no ring is
+//! running; a mapping goes when the last queue that uses it has drained.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use super::Server;
+use crate::device::Device;
+use crate::memory::dirty::DirtyLog;
+use crate::memory::{Memory, MemoryError};
+use crate::notify::Signal;
+use crate::proto::{Connection, MemoryRegion};
+use crate::queue::{Queue, QueueSetup, WriteLog};
+use crate::ring::{Layout, Ring};
+use crate::session::{Direction, Host, Refusal, RingStart};
+
+impl<D: Device> Server<D> {
+    /// Takes new memory into use, if it is safe enough for this user.
+    fn adopt(&mut self, memory: Memory) -> Result<(), MemoryError> {
+        if !memory.is_sealed() {
+            if self.settings.require_sealed_memory {
+                return Err(MemoryError::Unsealed);
+            }
+            if !std::mem::replace(&mut self.gates.unsealed, true) {
+                tracing::info!(
+                    "Guest memory is not sealed against shrinking; it is used behind a guard (said once)"
+                );
+            }
+        }
+        self.front_end.memory = Arc::new(memory);
+        Ok(())
+    }
+
+    /// Where a ring's writes are logged, if they are. A split ring's used part is logged under the address that
+    /// came with it; a packed ring is written to in its descriptors, and in the device's event area.
+    fn write_log(&self, start: &RingStart) -> Option<WriteLog> {
+        let pages = self.front_end.log.as_ref().filter(|_| start.log_writes)?;
+        let mut ring = Vec::new();
+        if let Some(addr) = start.log_used {
+            let size = u64::from(start.layout.size);
+            let bytes =
+                if start.layout.packed { size.saturating_mul(16) } else { size.saturating_mul(8) + 6 };
+            ring.push((addr, bytes));
+            let event = self.front_end.memory.guest_addr(start.layout.used).filter(|_| start.layout.packed);
+            ring.extend(event.map(|addr| (addr, 4)));
+        }
+        Some(WriteLog { pages: Arc::clone(pages), ring })
+    }
+}
+
+/// Effects of messages on this daemon.
+impl<D: Device> Host for Server<D> {
+    fn set_memory(&mut self, table: Vec<(MemoryRegion, OwnedFd)>) -> Result<(), MemoryError> {
+        self.adopt(Memory::map(table)?)
+    }
+
+    fn add_memory(&mut self, region: MemoryRegion, fd: OwnedFd) -> Result<(), MemoryError> {
+        self.adopt(self.front_end.memory.with(region, fd)?)
+    }
+
+    fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), MemoryError> {
+        self.front_end.memory = Arc::new(self.front_end.memory.without(region)?);
+        Ok(())
+    }
+
+    fn has_memory(&self) -> bool {
+        self.front_end.memory.regions() > 0
+    }
+
+    fn ring_fits(&self, layout: &Layout) -> bool {
+        Ring::new(&self.front_end.memory, layout, Ring::first_base(layout.packed)).is_some()
+    }
+
+    fn start_ring(&mut self, start: RingStart) -> Result<(), Refusal> {
+        let refused = Refusal::RingAddress(u32::from(start.index));
+        let ring = Ring::new(&self.front_end.memory, &start.layout, start.base).ok_or(refused)?;
+        let stats = self.stats.get(usize::from(start.index)).cloned().unwrap_or_default();
+        let log = self.write_log(&start);
+        let setup = QueueSetup {
+            index: start.index,
+            features: start.features,
+            max_chain_bytes: self.device.max_chain_bytes(),
+            call: start.call,
+            error: start.error,
+            stats,
+            log,
+        };
+        let queue = Queue::new(ring, Arc::clone(&self.front_end.memory), setup);
+        self.workers.start(queue, start.kick).map_err(Refusal::Start)
+    }
+
+    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {
+        self.workers.stop(index, self.patience).ok_or(Refusal::Drain(u32::from(index)))
+    }
+
+    fn set_call(&mut self, index: u16, call: Signal) {
+        self.workers.set_call(index, call);
+    }
+
+    fn set_log(&mut self, size_bytes: u64, mmap_offset: u64, fd: OwnedFd) -> Result<(), MemoryError> {
+        self.front_end.log = Some(Arc::new(DirtyLog::map(fd, size_bytes, mmap_offset)?));
+        Ok(())
+    }
+
+    fn set_channel(&mut self, fd: OwnedFd) {
+        // What cannot be made non-blocking is no socket, and is done without.
+        self.front_end.channel = Connection::new(UnixStream::from(fd)).ok();
+    }
+
+    fn transfer_state(&mut self, direction: Direction, fd: OwnedFd) -> bool {
+        self.front_end.state_is_good = false;
+        self.front_end.transfer = Some((direction, fd));
+        true
+    }
+
+    fn state_is_good(&self) -> bool {
+        self.front_end.state_is_good
+    }
+
+    fn reset_device(&mut self) {
+        self.device.reset();
+    }
+
+    fn set_mtu(&mut self, mtu_bytes: u16) -> bool {
+        self.device.set_mtu(mtu_bytes)
+    }
+
+    fn send_rarp(&mut self, mac: [u8; 6]) -> bool {
+        self.device.send_rarp(mac)
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.device.config()
+    }
+
+    fn set_config(&mut self, offset: usize, data: &[u8]) -> bool {
+        self.device.set_config(offset, data)
+    }
+}
