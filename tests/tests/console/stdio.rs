@@ -10,11 +10,14 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
+use tests::guest::chain::Chain;
+use tests::guest::memory::RAM_BASE;
+use tests::random::Random;
 
 use crate::end::End;
 use crate::process::{Process, cpu_ticks};
 use crate::traffic::both_ways;
-use crate::{ENGINES, Guest, KEEP_BYTES, account};
+use crate::{ENGINES, Guest, KEEP_BYTES, account, assert_same};
 
 fn null() -> File {
     File::options().read(true).write(true).open("/dev/null").unwrap()
@@ -85,6 +88,27 @@ fn files_are_read_and_written() {
         guest.hears(b"from a file");
         guest.say(b"and tail", 3);
         assert_eq!(fs::read(dir.path().join("out")).unwrap(), b"head and tail");
+    }
+}
+
+#[test]
+fn a_file_that_is_always_ready_is_carried_in_many_turns() {
+    for engine in ENGINES {
+        let dir = TempDir::new().unwrap();
+        let (input, output) = (dir.path().join("in"), dir.path().join("out"));
+        let bytes = Random::from_env().bytes(3 << 20);
+        fs::write(&input, &bytes).unwrap();
+        let process = Process::start(engine, File::open(input).unwrap(), File::create(&output).unwrap());
+        let mut guest = Guest::boot(&process.socket());
+        // All buffers at once: no kick of the driver brings the device back to work.
+        guest.console.post(60, 60_000);
+        let mut heard = Vec::new();
+        while heard.len() < bytes.len() {
+            heard.extend(guest.console.rx.wait_used().unwrap().data);
+        }
+        assert_same(&heard, &bytes);
+        guest.console.tx.run(&Chain::new().at(RAM_BASE, 16 << 20, false)).unwrap();
+        assert_eq!(fs::metadata(output).unwrap().len(), 16 << 20);
     }
 }
 
