@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0x0000_0000  real-mode area: GDT, start info or zero page, page tables, command line
-//! 0x000E_0000  ACPI tables, the RSDP first (where a guest that scans for it looks)
+//! 0x000E_0000  ACPI tables, the RSDP first (where a guest that scans for it looks); at the end the reset vector
 //! 0x0010_0000  RAM: kernel, then initramfs at the top of what lies below 3 GiB
 //! 0xC000_0000  32-bit window from which the guest places PCI BARs
 //! 0xE000_0000  PCI configuration space of bus 0 (ECAM)
@@ -39,8 +39,10 @@ pub const CMDLINE_BYTES: u64 = 0x1_0000;
 pub const LOW_RAM_END: u64 = 0x9_FC00;
 /// RSDP, and all the other ACPI tables behind it.
 pub const ACPI_TABLES: u64 = 0xE_0000;
-/// Room for the ACPI tables: up to 1 MiB.
-pub const ACPI_TABLES_BYTES: u64 = 0x2_0000;
+/// Room for the ACPI tables: up to the reset vector.
+pub const ACPI_TABLES_BYTES: u64 = RESET_VECTOR - ACPI_TABLES;
+/// Where real mode begins after a reset (F000:FFF0), and where guests jump that want one from the firmware.
+pub const RESET_VECTOR: u64 = 0xF_FFF0;
 /// Start of the RAM above the legacy area; kernels are loaded from here.
 pub const HIGH_RAM: u64 = 0x10_0000;
 
@@ -107,6 +109,7 @@ mod tests {
             (CMDLINE, CMDLINE_BYTES),
             (LOW_RAM_END, 0),
             (ACPI_TABLES, ACPI_TABLES_BYTES),
+            (RESET_VECTOR, 16),
             (HIGH_RAM, RAM_LOW_END - HIGH_RAM),
             (PCI_WINDOW, PCI_WINDOW_BYTES),
             (PCI_ECAM, PCI_ECAM_BYTES),

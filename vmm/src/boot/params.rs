@@ -10,6 +10,7 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::acpi::RESET_VALUE;
 use crate::layout;
 use crate::memory::GuestRam;
 
@@ -22,6 +23,16 @@ const TYPE_RAM: u32 = 1;
 const TYPE_RESERVED: u32 = 2;
 /// `type_of_loader`: "undefined", a loader without a number of its own.
 const LOADER_UNDEFINED: u8 = 0xFF;
+/// All the firmware there is: a Linux that was not started by EFI, on hardware-reduced ACPI, resets by a jump to the
+/// BIOS in real mode and does not try the reset register before. These instructions do it instead.
+#[rustfmt::skip]
+const RESET_STUB: [u8; 8] = [
+    0xBA, PORT_RESET[0], PORT_RESET[1], // mov dx, PORT_RESET
+    0xB0, RESET_VALUE,                  // mov al, RESET_VALUE
+    0xEE,                               // out dx, al
+    0xEB, 0xFE,                         // jmp .
+];
+const PORT_RESET: [u8; 2] = layout::PORT_RESET.to_le_bytes();
 /// Page table bits: present and writable; and a 2 MiB page.
 const PAGE_TABLE: u64 = 0b11;
 const PAGE_2M: u64 = PAGE_TABLE | 1 << 7;
@@ -45,7 +56,12 @@ pub fn write(ram: &GuestRam, data: &BootData, setup: Option<&setup_header>) -> R
     let memory = ram.memory();
     let mut cmdline = data.cmdline.as_bytes().to_vec();
     cmdline.push(0);
-    for (bytes, address) in [(cmdline.as_slice(), layout::CMDLINE), (data.acpi, layout::ACPI_TABLES)] {
+    let pieces = [
+        (cmdline.as_slice(), layout::CMDLINE),
+        (data.acpi, layout::ACPI_TABLES),
+        (RESET_STUB.as_slice(), layout::RESET_VECTOR),
+    ];
+    for (bytes, address) in pieces {
         memory.write_slice(bytes, GuestAddress(address)).map_err(|_| address)?;
     }
     match setup {

@@ -34,8 +34,8 @@ const TYPE_TASK: u8 = 0xB;
 /// Limit of the TSS that PVH prescribes.
 const TASK_LIMIT: u32 = 0x67;
 
-/// MSRs that firmware would have set: fast string operations; MTRRs on, memory write-back by default.
-const BOOT_MSRS: [(u32, u64); 2] = [(0x1A0, 1), (0x2FF, 1 << 11 | 6)];
+/// MSRs that firmware would have set on each CPU: fast string operations; MTRRs on, memory write-back by default.
+const FIRMWARE_MSRS: [(u32, u64); 2] = [(0x1A0, 1), (0x2FF, 1 << 11 | 6)];
 
 /// MSRs that a guest may have set and a reset clears. First those by which KVM writes into guest memory.
 const RESET_MSRS: [(u32, u64); 18] = [
@@ -66,8 +66,9 @@ pub struct Reset {
 }
 
 impl Reset {
-    /// Reads a vCPU that has not run yet.
+    /// Prepares a vCPU that has not run yet.
     pub fn of(vcpu: &VcpuFd) -> Result<Reset, KvmError> {
+        set_msrs(vcpu, &FIRMWARE_MSRS);
         Ok(Reset {
             sregs: vcpu.get_sregs().map_err(call("KVM_GET_SREGS"))?,
             lapic: vcpu.get_lapic().map_err(call("KVM_GET_LAPIC"))?,
@@ -81,6 +82,7 @@ impl Reset {
         let debug = kvm_debugregs { dr6: 0xFFFF_0FF0, dr7: 0x400, ..Default::default() };
         let mp_state = if boot { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_UNINITIALIZED };
         set_msrs(vcpu, &RESET_MSRS);
+        set_msrs(vcpu, &FIRMWARE_MSRS);
         vcpu.set_sregs(&self.sregs).map_err(call("KVM_SET_SREGS"))?;
         vcpu.set_regs(&regs).map_err(call("KVM_SET_REGS"))?;
         vcpu.set_fpu(&fpu).map_err(call("KVM_SET_FPU"))?;
@@ -101,7 +103,6 @@ impl Reset {
         };
         vcpu.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
         vcpu.set_regs(&regs).map_err(call("KVM_SET_REGS"))?;
-        set_msrs(vcpu, &BOOT_MSRS);
         Ok(())
     }
 }
