@@ -36,6 +36,12 @@ pub trait Device: Send + Sync + 'static {
         false
     }
 
+    /// Whether requests may be promised to go back in order (VIRTIO_F_IN_ORDER). It binds every queue: not for a
+    /// device where one slow request would hold the others.
+    fn in_order(&self) -> bool {
+        true
+    }
+
     /// Messages that only some devices have: RARP and MTU.
     fn protocol_features(&self) -> ProtocolFeatures {
         ProtocolFeatures::empty()

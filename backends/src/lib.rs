@@ -24,6 +24,7 @@ pub mod log;
 pub mod memory;
 pub mod notify;
 pub mod options;
+mod order;
 pub mod proto;
 pub mod queue;
 pub mod ring;

@@ -29,6 +29,7 @@ use crate::chain::{Chain, Limits, Malformed};
 use crate::memory::Memory;
 use crate::memory::dirty::DirtyLog;
 use crate::notify::Signal;
+use crate::order::Order;
 use crate::ring::{Ring, RingError, Taken};
 use crate::stats::{QueueStats, add};
 
@@ -54,6 +55,8 @@ pub struct Request {
     chain: Chain,
     /// Buffers it counts for, however many it has consumed.
     segments: usize,
+    /// Its number among requests that go back in order.
+    number: u64,
     returned: bool,
 }
 
@@ -127,6 +130,8 @@ pub struct Queue {
     segments: usize,
     /// Requests were left in the ring because those in flight have too many buffers.
     saturated: bool,
+    /// Where the driver was promised that requests go back in order.
+    order: Option<Order>,
     /// Chains of finished requests, with the room they grew.
     spare: Vec<Chain>,
     broken: Option<RingError>,
@@ -149,6 +154,7 @@ impl Queue {
     /// A queue that starts where its ring stands.
     pub fn new(ring: Ring, memory: Arc<Memory>, setup: QueueSetup) -> Queue {
         let size = ring.size();
+        let in_order = setup.features & (1 << virtio_bindings::virtio_config::VIRTIO_F_IN_ORDER) != 0;
         let indirect = setup.features & (1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC) != 0;
         Queue {
             limits: Limits {
@@ -164,6 +170,7 @@ impl Queue {
             in_flight: 0,
             segments: 0,
             saturated: false,
+            order: in_order.then(Order::default),
             spare: Vec::new(),
             broken: None,
             budget: TURN_BUDGET,
@@ -229,7 +236,8 @@ impl Queue {
         self.in_flight = self.in_flight.saturating_add(1);
         let segments = chain.segments();
         self.segments = self.segments.saturating_add(segments);
-        let request = Request { taken, chain, segments, returned: false };
+        let number = self.order.as_mut().map_or(0, |order| order.begin(taken));
+        let request = Request { taken, chain, segments, number, returned: false };
         match loaded {
             Ok(()) => Some(request),
             Err(_) => {
@@ -272,8 +280,16 @@ impl Queue {
         chain.clear();
         chain.shrink(if self.spare.len() < USUAL_CHAINS { USUAL_SEGMENTS } else { FEW_SEGMENTS });
         self.spare.push(chain);
-        if self.broken.is_none() {
+        if self.broken.is_some() {
+            return;
+        }
+        let Some(order) = &mut self.order else {
             self.ring.push_used(request.taken, written_bytes);
+            return;
+        };
+        order.finish(request.number, written_bytes);
+        while let Some((taken, written_bytes)) = order.next() {
+            self.ring.push_used(taken, written_bytes);
         }
     }
 

@@ -17,12 +17,16 @@ struct Bench {
 }
 
 fn bench(size: u16) -> Bench {
+    bench_with(size, 0)
+}
+
+fn bench_with(size: u16, features: u64) -> Bench {
     let guest = Guest::new(size, false);
     let fd = || eventfd(0, EventfdFlags::NONBLOCK).unwrap();
     let (call, error, stats) = (fd(), fd(), Arc::<QueueStats>::default());
     let setup = QueueSetup {
         index: 0,
-        features: 0,
+        features,
         max_chain_bytes: 1 << 20,
         call: Signal::new(Some(call.try_clone().unwrap())),
         error: Signal::new(Some(error.try_clone().unwrap())),
@@ -77,6 +81,20 @@ fn malformed_chains_go_back_and_the_next_is_served() {
     b.queue.flush();
     assert_eq!([b.guest.used(0), b.guest.used(1)], [(0, 0), (1, 8)]);
     assert_eq!(b.stats.malformed.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn in_order_is_kept_by_malformed_chains_too() {
+    let mut b = bench_with(8, 1 << virtio_bindings::virtio_config::VIRTIO_F_IN_ORDER);
+    b.guest.descriptor(1, DATA, 8, Descriptor::NEXT, 1);
+    b.publish(&[0, 1, 2]);
+    let (first, third) = (b.queue.next().unwrap(), b.queue.next().unwrap());
+    b.queue.complete(third, 3);
+    b.queue.flush();
+    assert_eq!(b.guest.used_index(), 0, "the malformed one and the third wait for the first");
+    b.queue.complete(first, 1);
+    b.queue.flush();
+    assert_eq!([b.guest.used(0), b.guest.used(1), b.guest.used(2)], [(0, 1), (1, 0), (2, 3)]);
 }
 
 #[test]

@@ -71,6 +71,11 @@ impl<S: Storage> Device for Blk<S> {
         Config { size_bytes, block_bytes, queues: self.queues }.to_bytes().to_vec()
     }
 
+    /// One slow request would hold the whole ring.
+    fn in_order(&self) -> bool {
+        false
+    }
+
     fn workers(&self) -> usize {
         std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(self.queues.into()))
     }

@@ -38,6 +38,7 @@ const COMMON_FEATURES: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSI
     | 1 << virtio_bindings::virtio_config::VIRTIO_F_RING_RESET
     | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC
     | 1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+const IN_ORDER: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_IN_ORDER;
 const PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::REPLY_ACK)
     .union(ProtocolFeatures::CONFIG)
@@ -358,7 +359,9 @@ impl<D: Device> Server<D> {
 
     fn offer(&self) -> Offer {
         Offer {
-            features: self.device.features() | COMMON_FEATURES,
+            features: self.device.features()
+                | COMMON_FEATURES
+                | if self.device.in_order() { IN_ORDER } else { 0 },
             protocol: PROTOCOL_FEATURES | self.device.protocol_features(),
             queues: self.device.queues(),
         }
