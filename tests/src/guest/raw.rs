@@ -139,6 +139,12 @@ impl Raw {
         }
     }
 
+    /// The descriptors of a chain in order, as they stand in the ring; a loop never ends.
+    pub fn chain(&self, head: u16) -> impl Iterator<Item = Desc> {
+        let next = |desc: &Desc| (desc.flags & NEXT != 0).then(|| self.desc(desc.next));
+        std::iter::successors(Some(self.desc(head)), next)
+    }
+
     fn field<const N: usize>(&self, addr: u64) -> [u8; N] {
         self.ram.read(addr, N).try_into().unwrap_or([0; N])
     }
