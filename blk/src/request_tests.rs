@@ -47,7 +47,7 @@ fn request(header: &[u8], out: &[u32], room: &[u32]) -> (Chain, Memory) {
     }
     table.last_mut().unwrap().flags &= !Descriptor::NEXT;
     let mut chain = Chain::default();
-    let limits = ChainLimits { descriptors: 1024, bytes: u64::MAX, indirect: false };
+    let limits = ChainLimits { descriptors: 1024, bytes: u64::MAX, indirect: false, log: false };
     chain.load(&Descriptors(table), 0, &memory, limits).unwrap();
     (chain, memory)
 }

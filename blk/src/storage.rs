@@ -24,8 +24,6 @@ use backends::engine::{Buffers, Op};
 use backends::memory::Segment;
 use rustix::io::Errno;
 
-/// Most buffers of one host operation (the kernel's UIO_MAXIOV); what is over goes with the next.
-const MAX_BUFFERS: usize = 1024;
 /// Answers without progress after which a job fails: a host that says "again" for ever must not hold the worker.
 const MAX_REPEATS: u8 = 100;
 
@@ -83,8 +81,7 @@ pub struct Job<O> {
 
 impl<O: Owner> Buffers for Job<O> {
     fn segments(&self) -> &[Segment] {
-        let all = self.owner.segments();
-        all.get(..MAX_BUFFERS).unwrap_or(all)
+        self.owner.segments()
     }
 }
 
