@@ -11,7 +11,7 @@ use tests::vmm::{Ended, Run};
 use tests::wait;
 
 const SECTOR_BYTES: usize = 512;
-/// 100,000 requests take seconds where KVM interprets the guest, and longer on a busy machine.
+/// 100,000 requests, or as many exits, take seconds where KVM interprets the guest, and longer on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
 
 fn metal(cmdline: &str) -> Run {
@@ -76,8 +76,10 @@ fn a_device_serves_again_after_the_guest_resets() {
 fn nonsense_in_pci_registers_kills_nobody() {
     for seed in 1..=4 {
         let mut daemon = rng();
-        let ended =
-            metal(&format!("metal=evil-pci writes=500 seed={seed}")).device("rng", daemon.socket()).finish();
+        let ended = metal(&format!("metal=evil-pci writes=500 seed={seed}"))
+            .device("rng", daemon.socket())
+            .start()
+            .finish_within(LONG);
         assert!(ended.ok().serial.contains("metal: evil-pci survived\n"), "seed {seed}: {ended:#?}");
         assert!(daemon.is_running(), "seed {seed}: {}", daemon.stderr());
     }
@@ -91,7 +93,7 @@ fn nonsense_in_the_registers_of_every_device_kills_nobody() {
     let run = metal("metal=evil-pci writes=500 seed=5")
         .device("blk", blk.socket())
         .device("console", console.socket());
-    run.device("rng", rng.socket()).option("--cpus", "2").finish().ok();
+    run.device("rng", rng.socket()).option("--cpus", "2").start().finish_within(LONG).ok();
     for daemon in &mut daemons {
         assert!(daemon.is_running(), "{}", daemon.stderr());
     }
