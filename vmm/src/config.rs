@@ -12,13 +12,14 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::memory::{self, MemoryError};
+use crate::pci::ecam::SLOTS;
 use crate::serial::SerialMode;
 use crate::vhost::{DeviceSpec, give_names};
 
 /// Most CPUs of a machine: APIC ids of 8 bits, less the broadcast address and one for the I/O APIC.
 pub const MAX_CPUS: u8 = 254;
-/// Most devices: the slots of a PCI bus but the host bridge's.
-pub const MAX_DEVICES: usize = 31;
+/// Most devices: the slots of the PCI bus but the host bridge's.
+pub const MAX_DEVICES: usize = SLOTS as usize - 1;
 
 /// Options of `outboard run`, as given.
 #[derive(Debug, Default, Args, Deserialize)]
@@ -270,4 +271,111 @@ fn from_file(path: &Path) -> Result<RunOptions, ConfigError> {
         let line = before.lines().count().max(1) + usize::from(before.ends_with('\n'));
         ConfigError::Toml { path: path.to_owned(), line, cause: error.message().replace('\n', " ") }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(device: &[&str]) -> RunOptions {
+        RunOptions {
+            kernel: Some("k".into()),
+            memory: Some("64M".to_owned()),
+            device: device.iter().map(|text| (*text).to_owned()).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_units_or_none() {
+        for (text, bytes) in
+            [("4096", 4096), ("64K", 64 << 10), ("3m", 3 << 20), ("2G", 2 << 30), ("1T", 1 << 40)]
+        {
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "M", "1.5G", "-1", "1 G", "64MB", "99999999999T"] {
+            assert!(matches!(parse_size(text), Err(ConfigError::BadSize(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_has_defaults() {
+        let plan = options(&[]).into_plan().unwrap();
+        assert_eq!((plan.cpus, plan.serial, plan.on_reset), (1, SerialMode::Stdio, OnReset::Reboot));
+        assert_eq!((plan.memory_bytes, plan.cmdline.as_str()), (64 << 20, ""));
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file_and_devices_of_both_are_joined() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.toml");
+        let text =
+            "kernel = 'file'\nmemory = '1G'\ncpus = 2\non-reset = 'exit'\ndevice = ['rng,socket=/a']\n";
+        std::fs::write(&path, text).unwrap();
+        let options = RunOptions { config: Some(path), kernel: None, ..options(&["blk,socket=/b"]) };
+        let plan = options.into_plan().unwrap();
+        assert_eq!((plan.kernel, plan.memory_bytes, plan.cpus), ("file".into(), 64 << 20, 2));
+        assert_eq!(plan.on_reset, OnReset::Exit);
+        let sockets: Vec<_> = plan.devices.iter().map(|device| device.socket.to_str().unwrap()).collect();
+        assert_eq!(sockets, ["/a", "/b"]);
+    }
+
+    #[test]
+    fn a_mistake_in_the_file_is_named_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vm.toml");
+        for (text, wrong_line) in [
+            ("colour = 'red'\n", 1),
+            ("\n\nmemory = 1\n", 3),
+            ("cpus = 1\ncpus = 2\n", 2),
+            ("cpus = 1\n\ndevice = 'rng'", 3),
+            ("kernel = 'k'\nmemory = ", 2),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let Err(ConfigError::Toml { line, cause, .. }) = from_file(&path) else {
+                panic!("{text:?} was taken")
+            };
+            assert_eq!(line, wrong_line, "{text:?}: {cause}");
+            assert!(!cause.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn every_option_but_config_itself_can_stand_in_the_file() {
+        let text = "kernel = 'k'\ninitrd = 'i'\ncmdline = 'c'\nmemory = '1M'\ncpus = 1\ndevice = []\n\
+                    serial = 'off'\non-reset = 'exit'\ntimings = 't'\n";
+        assert!(toml::from_str::<RunOptions>(text).is_ok());
+        assert!(toml::from_str::<RunOptions>("config = 'x'").is_err());
+    }
+
+    #[test]
+    fn names_and_sockets_are_used_once() {
+        let twice =
+            options(&["rng,socket=/a,id=x", "blk,socket=/b,id=x"]).into_plan().unwrap_err().to_string();
+        assert_eq!(
+            twice,
+            "--device blk,socket=/b,id=x: the name x is already used by --device rng,socket=/a,id=x; \
+             give it another one with id=NAME"
+        );
+        let socket = options(&["rng,socket=/a,id=x", "blk,socket=/a,id=y"]).into_plan().unwrap_err();
+        assert!(matches!(socket, ConfigError::Twice { .. }));
+    }
+
+    #[test]
+    fn no_more_devices_than_slots() {
+        let texts: Vec<String> = (0..32).map(|i| format!("rng,socket=/{i},id=n{i}")).collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        assert_eq!(options(&texts[..31]).into_plan().unwrap().devices.len(), 31);
+        assert!(matches!(options(&texts).into_plan(), Err(ConfigError::TooManyDevices(32))));
+    }
+
+    #[test]
+    fn cpus_and_command_lines_that_cannot_be() {
+        for cpus in [0, 255] {
+            let result = RunOptions { cpus: Some(cpus), ..options(&[]) }.into_plan();
+            assert!(matches!(result, Err(ConfigError::Cpus(n)) if n == cpus));
+        }
+        let nul = RunOptions { cmdline: Some("a\0b".to_owned()), ..options(&[]) };
+        assert!(matches!(nul.into_plan(), Err(ConfigError::NulInCmdline)));
+    }
 }

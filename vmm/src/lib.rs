@@ -1,6 +1,8 @@
 //! The slim KVM core: vCPUs, guest RAM, a PCI bus, and nothing else. Every device of the guest is a vhost-user
 //! daemon of its own.
 
+#![deny(unsafe_code)]
+
 pub mod boot;
 pub mod builder;
 pub mod bus;
@@ -8,6 +10,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod error;
+#[allow(unsafe_code)]
 pub mod kvm;
 pub mod layout;
 pub mod machine;

@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn the_largest_machine_fits_its_area() {
-        assert!(tables(254, true).len() as u64 <= layout::ACPI_TABLES_BYTES);
+        assert!(tables(crate::config::MAX_CPUS, true).len() as u64 <= layout::ACPI_TABLES_BYTES);
     }
 
     #[test]

@@ -312,3 +312,33 @@ pub fn install_kick_handler() -> io::Result<()> {
     extern "C" fn kicked(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
     Ok(register_signal_handler(SIGRTMIN(), kicked)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_that_kvm_reports_are_shown_up_to_their_length() {
+        let mut data = [0; 16];
+        data[0] = FLAG_INSTRUCTION_BYTES;
+        data[1] = u64::from_le_bytes([9, 1, 2, 3, 4, 5, 6, 7]);
+        data[2] = u64::from_le_bytes([8, 9, 10, 0, 0, 0, 0, 0]);
+        assert_eq!(reported_code(SUBERROR_EMULATION, &data), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        data[1] |= 0xFF;
+        assert_eq!(reported_code(SUBERROR_EMULATION, &data).len(), 15);
+        assert!(reported_code(2, &data).is_empty());
+        data[0] = 0;
+        assert!(reported_code(SUBERROR_EMULATION, &data).is_empty());
+    }
+
+    #[test]
+    fn an_internal_error_is_one_line_with_all_there_is_to_know() {
+        let code = Code(vec![0x0F, 0x57, 0xC0]);
+        let crash = Crash::InternalError { cpu: 1, suberror: 1, rip: 0x1234, code }.to_string();
+        assert!(crash.contains(
+            "sub-error 1 (an instruction that KVM cannot emulate), CPU 1, RIP 0x1234, code 0f 57 c0"
+        ));
+        assert_eq!(crash.lines().count(), 1);
+        assert_eq!(Code(Vec::new()).to_string(), "unreadable");
+    }
+}
