@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -36,24 +35,24 @@ impl End {
     /// Reads exactly `count` bytes.
     #[track_caller]
     pub fn read(&self, count: usize) -> Vec<u8> {
-        let bytes = self.read_until(count, wait::deadline());
+        let bytes = self.read_up_to(count);
         assert_eq!(bytes.len(), count, "the end of the stream or the deadline came first");
         bytes
     }
 
     /// Reads to the end of the stream.
     pub fn read_to_end(&self) -> Vec<u8> {
-        self.read_until(usize::MAX, wait::deadline())
+        self.read_up_to(usize::MAX)
     }
 
-    fn read_until(&self, count: usize, until: Instant) -> Vec<u8> {
+    fn read_up_to(&self, count: usize) -> Vec<u8> {
         let (mut bytes, mut piece) = (Vec::new(), [0; 16384]);
         while bytes.len() < count {
             let room = piece.len().min(count - bytes.len());
             match rustix::io::read(&self.0, &mut piece[..room]) {
                 Ok(0) => break,
                 Ok(read) => bytes.extend(&piece[..read]),
-                Err(Errno::AGAIN) if wait::readable(&[self.0.as_fd()], until) => {}
+                Err(Errno::AGAIN) if wait::one_readable(&self.0, wait::deadline()) => {}
                 Err(Errno::AGAIN) => break,
                 Err(Errno::IO | Errno::CONNRESET) => break,
                 Err(errno) => panic!("read: {errno}"),
@@ -65,19 +64,18 @@ impl End {
     /// Writes all of it.
     #[track_caller]
     pub fn write(&self, mut bytes: &[u8]) {
-        let until = wait::deadline();
         while !bytes.is_empty() {
             match rustix::io::write(&self.0, bytes) {
                 Ok(written) => bytes = &bytes[written..],
-                Err(Errno::AGAIN) => self.wait_writable(until),
+                Err(Errno::AGAIN) => self.wait_writable(),
                 Err(errno) => panic!("write: {errno}"),
             }
         }
     }
 
     #[track_caller]
-    fn wait_writable(&self, until: Instant) {
-        let left = Timespec::try_from(until.saturating_duration_since(Instant::now())).ok();
+    fn wait_writable(&self) {
+        let left = Timespec::try_from(wait::PATIENCE).ok();
         let ready = poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], left.as_ref());
         assert!(matches!(ready, Ok(1) | Err(Errno::INTR)), "nobody reads: {ready:?}");
     }
@@ -85,6 +83,13 @@ impl End {
     /// Ends its own sending and goes on reading.
     pub fn shut_down_writing(&self) {
         rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write).unwrap();
+    }
+}
+
+/// A socket ends here and now, though a process that another test is just starting may have inherited it.
+impl Drop for End {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both);
     }
 }
 

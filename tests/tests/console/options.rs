@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, socket};
 use tests::daemon::{Exit, Launch};
 
 use crate::{Guest, client, listening};
@@ -16,6 +17,12 @@ fn run(words: &[&str], prepare: impl FnOnce(&Path)) -> Exit {
     let socket = launch.socket().display().to_string();
     let words = words.iter().map(|word| word.replace("{}", &dir));
     launch.args(words).args(["--socket-path".to_owned(), socket]).run()
+}
+
+/// A socket that nobody listens on.
+fn leave_socket(path: &Path) {
+    let socket = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
 }
 
 #[track_caller]
@@ -66,7 +73,7 @@ fn a_socket_that_another_process_listens_on() {
 fn what_a_killed_daemon_left_is_replaced() {
     let launch = Launch::new("outboard-console");
     let path = launch.dir().join("port.sock");
-    drop(UnixListener::bind(&path).unwrap());
+    leave_socket(&path);
     let daemon = launch.args(["--listen".to_owned(), path.display().to_string()]).serve().unwrap();
     let mut guest = Guest::boot(daemon.socket());
     guest.hears_and_answers(&client(&daemon));
