@@ -26,8 +26,6 @@ const ENGINES: [&str; 2] = ["io-uring", "epoll"];
 const QUEUE_SIZE: u16 = 64;
 /// RAM of the guest.
 const RAM_BYTES: u64 = 32 << 20;
-/// The doubles drive split rings.
-const F_RING_PACKED: u64 = 1 << 34;
 /// What the daemon keeps for the next reader.
 const KEEP_BYTES: usize = 64 * 1024;
 
@@ -41,8 +39,7 @@ impl Guest {
     /// Connects a guest to the daemon that listens there, and starts both queues.
     fn boot(socket: &Path) -> Guest {
         let ram = Ram::new(RAM_BYTES);
-        let wants = Wants { features: !F_RING_PACKED, ..Wants::default() };
-        let mut frontend = Frontend::session(socket, &ram, wants).unwrap();
+        let mut frontend = Frontend::session(socket, &ram, Wants::default()).unwrap();
         let rx = frontend.start_new(0, QUEUE_SIZE).unwrap();
         let tx = frontend.start_new(1, QUEUE_SIZE).unwrap();
         Guest { frontend, console: Console::new(rx, tx) }
