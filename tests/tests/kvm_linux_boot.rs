@@ -16,9 +16,7 @@ use xtask::{kvm_host, skip};
 /// A guest under a KVM that is itself emulated is up and down within this time.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// `reboot=acpi`: with hardware-reduced ACPI and no EFI, Linux 6.1 would reset by jumping to a BIOS that is not there.
-const COMMAND_LINE: &str =
-    "console=ttyS0 panic=-1 reboot=acpi quiet mitigations=off init_on_alloc=0 tsc=reliable";
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet mitigations=off init_on_alloc=0 tsc=reliable";
 
 /// Whether this host can run these tests; says so when it cannot.
 fn can_run() -> bool {
