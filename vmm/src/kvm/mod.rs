@@ -175,3 +175,29 @@ pub fn create(kvm: &Kvm) -> Result<VmFd, KvmError> {
     vm.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
     Ok(vm)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MIN_RAM_BYTES;
+
+    #[test]
+    fn a_reset_undoes_what_a_guest_wrote_to_the_io_apic() {
+        let vm = Vm::new(create(&open().unwrap()).unwrap(), GuestRam::new(MIN_RAM_BYTES).unwrap()).unwrap();
+        let ioapic = || {
+            let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+            vm.fd().get_irqchip(&mut chip).unwrap();
+            chip
+        };
+        // SAFETY: KVM fills this member of the union for this controller.
+        let redirections = |chip: &kvm_irqchip| unsafe { chip.chip.ioapic.redirtbl.map(|entry| entry.bits) };
+        let made = redirections(&ioapic());
+        let mut chip = ioapic();
+        // SAFETY: as above.
+        unsafe { chip.chip.ioapic.redirtbl[4].bits = 0x31 };
+        vm.fd().set_irqchip(&chip).unwrap();
+        assert_ne!(redirections(&ioapic()), made);
+        vm.reset_irqchips().unwrap();
+        assert_eq!(redirections(&ioapic()), made);
+    }
+}

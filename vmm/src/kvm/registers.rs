@@ -161,3 +161,43 @@ fn set_segments(sregs: &mut kvm_sregs, long: bool) {
 fn segment(selector: u16, type_: u8) -> kvm_segment {
     kvm_segment { selector, type_, limit: u32::MAX, present: 1, s: 1, db: 1, g: 1, ..Default::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::{self, Vm};
+    use crate::memory::{GuestRam, MIN_RAM_BYTES};
+
+    const KVM_SYSTEM_TIME_NEW: u32 = 0x4B56_4D01;
+
+    fn msr(vcpu: &VcpuFd, index: u32) -> u64 {
+        let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }]).unwrap();
+        assert_eq!(vcpu.get_msrs(&mut msrs).unwrap(), 1);
+        msrs.as_slice()[0].data
+    }
+
+    #[test]
+    fn a_reset_returns_a_vcpu_to_the_state_it_was_made_in() {
+        let fd = kvm::create(&kvm::open().unwrap()).unwrap();
+        let vm = Vm::new(fd, GuestRam::new(MIN_RAM_BYTES).unwrap()).unwrap();
+        vm.show_ram().unwrap();
+        for (index, mp_state) in [(0, KVM_MP_STATE_RUNNABLE), (1, KVM_MP_STATE_UNINITIALIZED)] {
+            let vcpu = vm.fd().create_vcpu(index).unwrap();
+            let reset = Reset::of(&vcpu).unwrap();
+            let made = (vcpu.get_sregs().unwrap(), vcpu.get_lapic().unwrap());
+            reset.enter(&vcpu, Entry { protocol: Protocol::Linux64, address: 0x10_0200 }).unwrap();
+            set_msrs(&vcpu, &[(KVM_SYSTEM_TIME_NEW, 0x1000 | 1), (0xC000_0082, 0xFFFF)]);
+            vcpu.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }).unwrap();
+            let mut lapic = made.1;
+            lapic.regs[0xF0] = 0x7F;
+            vcpu.set_lapic(&lapic).unwrap();
+
+            reset.restore(&vcpu, index == 0).unwrap();
+            assert_eq!(vcpu.get_sregs().unwrap(), made.0);
+            assert_eq!(vcpu.get_lapic().unwrap().regs, made.1.regs);
+            assert_eq!(vcpu.get_regs().unwrap().rip, 0);
+            assert_eq!(vcpu.get_mp_state().unwrap().mp_state, mp_state);
+            assert_eq!((msr(&vcpu, KVM_SYSTEM_TIME_NEW), msr(&vcpu, 0xC000_0082)), (0, 0));
+        }
+    }
+}
