@@ -36,7 +36,7 @@ fn a_ring_stops_at_once_though_its_chains_wait_for_a_reader() {
         let (daemon, mut guest, client, bytes) = held_back(engine);
         let asked = Instant::now();
         let base = guest.frontend.stop(1).unwrap();
-        assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+        assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
         count_used(&mut guest.console.tx);
         let done = 60 - guest.console.tx.in_flight();
         // "world" was the first chain of all.
@@ -142,6 +142,6 @@ fn k10_sigterm_does_not_wait_for_a_reader_that_does_not_read() {
     let exit = daemon.terminate();
     let took = asked.elapsed();
     assert_eq!(exit.code, Some(0), "{exit}");
-    assert!(took < Duration::from_secs(5), "{took:?} {exit}");
+    assert!(took < Duration::from_secs(15), "{took:?} {exit}");
     assert!(account(&exit.stderr, "never_read") > 0, "{exit}");
 }
