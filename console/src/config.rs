@@ -7,7 +7,7 @@ use backends::daemon::{Failure, Program};
 use crate::device::Console;
 use crate::host::pty::{Pty, PtyError};
 use crate::host::stdio::Stdio;
-use crate::host::unix::{ListenError, Unix};
+use crate::host::unix::Unix;
 
 /// What the command line adds to the options of every daemon: exactly one host side.
 #[derive(Clone, Debug, clap::Args)]
@@ -62,16 +62,6 @@ impl From<PtyError> for Failure {
         match error {
             PtyError::Taken(_) => Failure::option(error),
             PtyError::Open { .. } | PtyError::Link { .. } => Failure::host(error),
-        }
-    }
-}
-
-impl From<ListenError> for Failure {
-    fn from(error: ListenError) -> Failure {
-        match error {
-            ListenError::InUse(_) => Failure::in_use(error),
-            ListenError::Bind { .. } => Failure::host(error),
-            ListenError::TooLong(_) | ListenError::NoSocket(_) => Failure::option(error),
         }
     }
 }

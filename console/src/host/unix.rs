@@ -8,48 +8,22 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use backends::device::Source;
 use backends::engine::Interest;
 use backends::log::Gate;
+use backends::options::{PathProblem, SocketError, listen};
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
-use thiserror::Error;
 
 use super::{Call, Channel, HostIo, HostSide, Moved};
 
 const LISTENER: Source = Source(0);
 /// Connections of clients that went before the guest had read what they sent.
 const MAX_LEFT: usize = 16;
-/// Longest path of a unix socket (`sun_path` less its closing zero).
-const MAX_PATH_BYTES: usize = 107;
-
-/// Why there is no socket.
-#[derive(Debug, Error)]
-pub enum ListenError {
-    /// The path does not fit into a socket address.
-    #[error("--listen {}: {} bytes are too long for a socket; use a path of at most {MAX_PATH_BYTES}", .0.display(), .0.as_os_str().len())]
-    TooLong(PathBuf),
-    /// Something else is there.
-    #[error("--listen {}: something that is no socket is there; remove it or use another path", .0.display())]
-    NoSocket(PathBuf),
-    /// Another process listens there.
-    #[error("--listen {}: another process listens there; stop it or use another path", .0.display())]
-    InUse(PathBuf),
-    /// The directory is missing or not ours.
-    #[error("--listen {}: cannot listen there: {cause}; the directory must exist and be writable for this user", path.display())]
-    Bind {
-        /// Path.
-        path: PathBuf,
-        /// Error of the host.
-        cause: io::Error,
-    },
-}
-
 /// The socket and whoever is connected to it.
 pub struct Unix {
     listener: UnixListener,
@@ -67,11 +41,15 @@ impl Unix {
     /// Listens on `path`.
     ///
     /// # Errors
-    /// [`ListenError`]
-    pub fn open(path: &Path) -> Result<Unix, ListenError> {
-        let listener = bind(path)?;
-        let cause = |cause| ListenError::Bind { path: path.into(), cause };
-        listener.set_nonblocking(true).map_err(cause)?;
+    /// [`SocketError::Path`], which names `--listen`.
+    pub fn open(path: &Path) -> Result<Unix, SocketError> {
+        const OPTION: &str = "--listen";
+        let listener = listen(OPTION, path)?;
+        listener.set_nonblocking(true).map_err(|cause| SocketError::Path {
+            option: OPTION,
+            path: path.into(),
+            problem: PathProblem::Bind(cause),
+        })?;
         Ok(Unix {
             listener,
             path: path.into(),
@@ -181,24 +159,4 @@ impl Drop for Unix {
 fn has_unread(fd: BorrowedFd<'_>) -> bool {
     let mut byte = [0; 1];
     recv(fd, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok_and(|(_, count)| count > 0)
-}
-
-/// Binds `path`. A socket that nobody listens on is what a daemon that was killed leaves: it is replaced.
-fn bind(path: &Path) -> Result<UnixListener, ListenError> {
-    if path.as_os_str().len() > MAX_PATH_BYTES {
-        return Err(ListenError::TooLong(path.into()));
-    }
-    let failed = |cause| ListenError::Bind { path: path.into(), cause };
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-        other => return other.map_err(failed),
-    }
-    if !std::fs::symlink_metadata(path).map_err(failed)?.file_type().is_socket() {
-        return Err(ListenError::NoSocket(path.into()));
-    }
-    if UnixStream::connect(path).is_ok() {
-        return Err(ListenError::InUse(path.into()));
-    }
-    std::fs::remove_file(path).map_err(failed)?;
-    UnixListener::bind(path).map_err(failed)
 }
