@@ -24,7 +24,8 @@ const LISTEN_LIMIT: Duration = Duration::from_secs(10);
 const GUEST_LIMIT: Duration = Duration::from_secs(90);
 
 /// What every guest of the demo is told: be quiet, be quick, reset on panic.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet mitigations=off init_on_alloc=0 tsc=reliable audit=0 apparmor=0";
+const COMMAND_LINE: &str =
+    "console=ttyS0 panic=-1 quiet mitigations=off init_on_alloc=0 tsc=reliable audit=0 apparmor=0";
 
 /// What to boot.
 #[derive(Debug, Serialize, Deserialize)]

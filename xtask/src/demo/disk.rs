@@ -10,11 +10,11 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 /// Size of the disk: SHA-256 of it takes seconds on an emulated processor under an emulated one.
-pub const DISK_BYTES: usize = 4 << 20;
+pub const DISK_BYTES: usize = 2 << 20;
 /// Where the guest writes.
-pub const PATTERN_AT: usize = 2 << 20;
+pub const PATTERN_AT: usize = 1 << 20;
 /// How much the guest writes.
-pub const PATTERN_BYTES: usize = 1 << 20;
+pub const PATTERN_BYTES: usize = 512 << 10;
 
 /// Random bytes from the kernel.
 pub fn random(count: usize) -> io::Result<Vec<u8>> {
