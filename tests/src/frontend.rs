@@ -12,13 +12,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use backends::proto::wire::{F_PROTOCOL_FEATURES, Header};
+use backends::proto::wire::{F_LOG_ALL, F_PROTOCOL_FEATURES, Header};
 use backends::proto::{
     Code, Connection, MemoryRegion, ProtocolFeatures, Reply, Request, TransportError, VringAddr, VringFd,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use thiserror::Error;
 
+use crate::guest::format::{RingKind, Shape};
 use crate::guest::memory::Ram;
 use crate::guest::ring::Ring;
 use crate::wait;
@@ -26,7 +27,9 @@ use crate::wait;
 /// Device feature bit 29: VIRTIO_F_EVENT_IDX.
 pub const F_EVENT_IDX: u64 = 1 << 29;
 /// Device feature bit 34: VIRTIO_F_RING_PACKED.
-const F_RING_PACKED: u64 = 1 << 34;
+pub const F_RING_PACKED: u64 = 1 << 34;
+/// Device feature bit 35: VIRTIO_F_IN_ORDER.
+pub const F_IN_ORDER: u64 = 1 << 35;
 /// Device feature bit 28: VIRTIO_F_INDIRECT_DESC.
 pub const F_INDIRECT_DESC: u64 = 1 << 28;
 /// Device feature bit 32: VIRTIO_F_VERSION_1.
@@ -101,8 +104,12 @@ pub enum Memory {
 /// What to negotiate. What the back-end does not offer is left out.
 #[derive(Clone, Copy, Debug)]
 pub struct Wants {
-    /// Device features; packed rings are left out of them, since the driver's rings here are split.
+    /// Device features; rings and order are asked for below, and logging when it is needed.
     pub features: u64,
+    /// Kind of all rings: VIRTIO_F_RING_PACKED or not.
+    pub rings: RingKind,
+    /// VIRTIO_F_IN_ORDER.
+    pub in_order: bool,
     /// Protocol features; `None`: do not speak about them at all.
     pub protocol: Option<ProtocolFeatures>,
     /// Memory.
@@ -110,9 +117,34 @@ pub struct Wants {
 }
 
 impl Default for Wants {
-    /// Everything offered, memory by table.
+    /// Everything offered but order, on split rings, memory by table.
     fn default() -> Wants {
-        Wants { features: u64::MAX, protocol: Some(ProtocolFeatures::all()), memory: Memory::Table }
+        Wants {
+            features: u64::MAX,
+            rings: RingKind::Split,
+            in_order: false,
+            protocol: Some(ProtocolFeatures::all()),
+            memory: Memory::Table,
+        }
+    }
+}
+
+impl Wants {
+    /// Everything offered but order, on rings of this kind.
+    pub fn on(rings: RingKind) -> Wants {
+        Wants { rings, ..Wants::default() }
+    }
+
+    /// The device features among `offered` that are wanted, without those of the protocol.
+    fn among(&self, offered: u64) -> u64 {
+        let mut never = F_PROTOCOL_FEATURES | F_LOG_ALL;
+        if self.rings == RingKind::Split {
+            never |= F_RING_PACKED;
+        }
+        if !self.in_order {
+            never |= F_IN_ORDER;
+        }
+        offered & self.features & !never
     }
 }
 
@@ -166,7 +198,7 @@ impl Frontend {
     /// The first step that fails.
     pub fn handshake(&mut self, wants: Wants) -> Result<()> {
         let offered = self.ask_u64(Request::GetFeatures)?;
-        let mut features = offered & wants.features & !(F_RING_PACKED | F_PROTOCOL_FEATURES);
+        let mut features = wants.among(offered);
         if let Some(protocol) = wants.protocol.filter(|_| offered & F_PROTOCOL_FEATURES != 0) {
             features |= F_PROTOCOL_FEATURES;
             let offered = self.ask_u64(Request::GetProtocolFeatures)?;
@@ -240,19 +272,35 @@ impl Frontend {
         self.tell(Request::RemMemReg(region), &[])
     }
 
-    /// A ring of `size` descriptors as negotiated, set up and started as queue `index`.
+    /// A ring of `size` entries as negotiated, set up and started as queue `index`.
     ///
     /// # Errors
     /// Refused or connection lost.
     pub fn start_new(&mut self, index: u8, size: u16) -> Result<Ring> {
-        let ring = self.new_ring(size, 0);
-        self.start(index, &ring, 0)?;
+        let ring = self.new_ring(size);
+        self.start(index, &ring, ring.base())?;
         Ok(ring)
     }
 
-    /// A ring that fits what was negotiated, with indices beginning at `base`; the daemon knows nothing of it yet.
-    pub fn new_ring(&self, size: u16, base: u16) -> Ring {
-        Ring::starting_at(&self.ram, size, self.features & F_EVENT_IDX != 0, base)
+    /// A ring as negotiated; the daemon knows nothing of it yet.
+    pub fn new_ring(&self, size: u16) -> Ring {
+        Ring::new(&self.ram, self.shape(size))
+    }
+
+    /// A ring as negotiated after `base`; the daemon knows nothing of it yet.
+    pub fn new_ring_at(&self, size: u16, base: u32) -> Ring {
+        Ring::starting_at(&self.ram, self.shape(size), base)
+    }
+
+    /// What rings of this size are by the features that were negotiated.
+    pub fn shape(&self, size: u16) -> Shape {
+        let has = |feature| self.features & feature != 0;
+        Shape {
+            kind: if has(F_RING_PACKED) { RingKind::Packed } else { RingKind::Split },
+            size,
+            event_idx: has(F_EVENT_IDX),
+            in_order: has(F_IN_ORDER),
+        }
     }
 
     /// Everything from SET_VRING_NUM to SET_VRING_ENABLE.
@@ -261,7 +309,7 @@ impl Frontend {
     /// Refused or connection lost.
     pub fn start(&mut self, index: u8, ring: &Ring, base: u32) -> Result<()> {
         let queue = u32::from(index);
-        self.tell(Request::SetVringNum { index: queue, num: u32::from(ring.raw().layout().size) }, &[])?;
+        self.tell(Request::SetVringNum { index: queue, num: u32::from(ring.layout().size) }, &[])?;
         self.tell(Request::SetVringBase { index: queue, base }, &[])?;
         self.tell(Request::SetVringAddr(self.vring_addr(queue, ring)), &[])?;
         let vring = VringFd { index, has_fd: true };
@@ -273,7 +321,7 @@ impl Frontend {
 
     /// SET_VRING_ADDR's payload for a ring: user addresses.
     pub fn vring_addr(&self, index: u32, ring: &Ring) -> VringAddr {
-        let layout = ring.raw().layout();
+        let layout = ring.layout();
         VringAddr {
             index,
             flags: 0,

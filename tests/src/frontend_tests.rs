@@ -63,6 +63,23 @@ fn a_session_negotiates_what_both_want_and_hands_over_all_memory() {
 }
 
 #[test]
+fn rings_are_what_was_asked_for_and_offered() {
+    let all = F_RING_PACKED | F_IN_ORDER | F_LOG_ALL | F_EVENT_IDX;
+    let shape = |offered, wants: Wants| {
+        let (socket, _thread) = backend(offered, 0, 0);
+        let mut frontend = Frontend::on(socket, &Ram::new(1 << 20)).unwrap();
+        frontend.handshake(Wants { memory: Memory::None, protocol: None, ..wants }).unwrap();
+        assert_eq!(frontend.features() & F_LOG_ALL, 0);
+        frontend.shape(16)
+    };
+    let usual = Shape { event_idx: true, ..Shape::split(16) };
+    assert_eq!(shape(all, Wants::default()), usual);
+    let packed = Wants { in_order: true, ..Wants::on(RingKind::Packed) };
+    assert_eq!(shape(all, packed), Shape { kind: RingKind::Packed, in_order: true, ..usual });
+    assert_eq!(shape(F_EVENT_IDX, packed), usual);
+}
+
+#[test]
 fn without_protocol_features_rings_are_not_enabled_by_message() {
     let (socket, thread) = backend(OFFERED, 0, 0);
     let mut frontend = Frontend::on(socket, &Ram::new(1 << 20)).unwrap();
@@ -90,10 +107,10 @@ fn ring_addresses_are_those_of_the_front_end() {
     let (socket, _thread) = backend(OFFERED, 0, 0);
     let ram = Ram::new(1 << 20);
     let frontend = Frontend::on(socket, &ram).unwrap();
-    let ring = frontend.new_ring(16, 0);
+    let ring = frontend.new_ring(16);
     let addr = frontend.vring_addr(3, &ring);
-    assert_eq!(ram.guest_addr(addr.descriptor), Some(ring.raw().layout().desc));
-    assert_eq!(ram.guest_addr(addr.used), Some(ring.raw().layout().used));
+    assert_eq!(ram.guest_addr(addr.descriptor), Some(ring.layout().desc));
+    assert_eq!(ram.guest_addr(addr.used), Some(ring.layout().used));
     assert_eq!(addr.index, 3);
 }
 

@@ -3,7 +3,8 @@
 //! ```text
 //!  guest::{rng, blk, console}   typed drivers            frontend   plays the VMM on a real socket
 //!  guest::ring                  small verbs over a ring   daemon     starts, watches and ends the process
-//!  guest::raw                   the same memory, lying    machine    the three joined: one call to a running device
+//!  guest::{split, packed}       the formats behind it     machine    the three joined: one call to a running device
+//!  guest::{raw, raw_packed}     the same memory, lying
 //!  guest::memory                RAM in memfds             event, wait, random
 //!  vmm, metal                   `outboard run` as a process, and the bare-metal guest it runs
 //!  liar                         a daemon whose answers are wrong

@@ -10,6 +10,7 @@ use crate::daemon::{Daemon, Launch};
 use crate::frontend::{Frontend, FrontendError, Wants};
 use crate::guest::blk::{Answer, Framing, OK, Request, SECTOR_BYTES};
 use crate::guest::chain::Chain;
+use crate::guest::format::RingKind;
 use crate::guest::memory::Ram;
 use crate::guest::ring::{Completion, Ring};
 
@@ -20,7 +21,7 @@ pub const QUEUE_SIZE: u16 = 64;
 /// Sectors of the disk behind [`BLK`].
 pub const DISK_SECTORS: u64 = 2048;
 
-/// A daemon as scenarios see it.
+/// A daemon as scenarios see it, and the rings it is to be driven by.
 #[derive(Clone, Copy)]
 pub struct Device {
     /// Name of the binary.
@@ -29,6 +30,8 @@ pub struct Device {
     pub queue: u8,
     /// Virtqueues it has.
     pub queues: u8,
+    /// Kind of its rings.
+    pub rings: RingKind,
     options: fn(Launch) -> Launch,
     request: fn() -> Chain,
     accepts: fn(&Completion) -> bool,
@@ -36,7 +39,7 @@ pub struct Device {
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.binary)
+        write!(f, "{} on {:?} rings", self.binary, self.rings)
     }
 }
 
@@ -45,6 +48,7 @@ pub const RNG: Device = Device {
     binary: "outboard-rng",
     queue: 0,
     queues: 1,
+    rings: RingKind::Split,
     options: |launch| launch,
     request: || Chain::new().writable(64),
     accepts: |done| done.len == 64,
@@ -55,6 +59,7 @@ pub const BLK: Device = Device {
     binary: "outboard-blk",
     queue: 0,
     queues: 2,
+    rings: RingKind::Split,
     options: blk_options,
     request: || Request::read(1, SECTOR_BYTES).chain(&Framing::usual(SECTOR_BYTES)),
     accepts: |done| Answer::new(done, SECTOR_BYTES).status == Some(OK),
@@ -65,6 +70,7 @@ pub const CONSOLE: Device = Device {
     binary: "outboard-console",
     queue: 1,
     queues: 2,
+    rings: RingKind::Split,
     options: |launch| {
         let path = launch.dir().join("port.sock").display().to_string();
         launch.args(["--listen".to_owned(), path])
@@ -82,6 +88,16 @@ fn blk_options(launch: Launch) -> Launch {
 }
 
 impl Device {
+    /// The same device on rings of this kind.
+    pub const fn on(self, rings: RingKind) -> Device {
+        Device { rings, ..self }
+    }
+
+    /// All features on its kind of rings.
+    pub fn wants(&self) -> Wants {
+        Wants::on(self.rings)
+    }
+
     /// The daemon about to be started with the options it needs.
     pub fn launch(&self) -> Launch {
         (self.options)(Launch::new(self.binary))
@@ -102,7 +118,7 @@ impl Device {
     /// # Panics
     /// It does not serve.
     pub fn boot(&self) -> Machine {
-        self.boot_with(self.launch(), &Ram::new(RAM_BYTES), Wants::default())
+        self.boot_with(self.launch(), &Ram::new(RAM_BYTES), self.wants())
     }
 
     /// The same with other options, other RAM and other wishes.
@@ -199,17 +215,27 @@ impl Machine {
     }
 }
 
-/// Makes a test of each function `fn case(device: Device)` for each daemon, in a module of the daemon's name.
+/// Makes a test of each function `fn case(device: Device)`: for each daemon and each kind of ring, in modules of
+/// their names. Cases that make sense on one kind only stand apart.
 #[macro_export]
 macro_rules! against_every_daemon {
-    ($($case:ident),* $(,)?) => {
-        $crate::against_every_daemon!(@ rng RNG $($case)*);
-        $crate::against_every_daemon!(@ blk BLK $($case)*);
-        $crate::against_every_daemon!(@ console CONSOLE $($case)*);
+    (
+        both: [$($both:ident),* $(,)?]
+        $(, split: [$($split:ident),* $(,)?], packed: [$($packed:ident),* $(,)?])? $(,)?
+    ) => {
+        $crate::against_every_daemon!(@ rng RNG [$($both)* $($($split)*)?] [$($both)* $($($packed)*)?]);
+        $crate::against_every_daemon!(@ blk BLK [$($both)* $($($split)*)?] [$($both)* $($($packed)*)?]);
+        $crate::against_every_daemon!(@ console CONSOLE [$($both)* $($($split)*)?] [$($both)* $($($packed)*)?]);
     };
-    (@ $daemon:ident $device:ident $($case:ident)*) => {
+    (@ $daemon:ident $device:ident [$($split:ident)*] [$($packed:ident)*]) => {
         mod $daemon {
-            $(#[test] fn $case() { super::$case($crate::machine::$device) })*
+            mod split {
+                $(#[test] fn $split() { super::super::$split($crate::machine::$device) })*
+            }
+            mod packed {
+                use $crate::guest::format::RingKind;
+                $(#[test] fn $packed() { super::super::$packed($crate::machine::$device.on(RingKind::Packed)) })*
+            }
         }
     };
 }

@@ -101,7 +101,7 @@ fn seventy_thousand_requests_wrap_the_indices_and_never_repeat() {
 #[test]
 fn indices_wrap_one_by_one() {
     everywhere(|machine| {
-        let mut ring = machine.frontend.new_ring(4, 65_533);
+        let mut ring = machine.frontend.new_ring_at(4, 65_533);
         machine.frontend.start(0, &ring, 65_533).unwrap();
         for _ in 0..20 {
             machine.assert_serves(&mut ring);
@@ -126,7 +126,7 @@ fn bytes_look_random() {
 #[test]
 fn a_driver_that_wants_no_interrupts_gets_none_until_it_wants_them_again() {
     everywhere(|machine| {
-        let mut ring = machine.frontend.new_ring(64, 0);
+        let mut ring = machine.frontend.new_ring(64);
         ring.set_interrupts(Interrupts::Never);
         machine.frontend.start(0, &ring, 0).unwrap();
         for _ in 0..500 {

@@ -7,6 +7,7 @@ use tests::daemon::Daemon;
 use tests::event::Event;
 use tests::frontend::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1};
 use tests::guest::chain::{Chain, POISON};
+use tests::guest::format::Shape;
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
 use tests::guest::ring::Ring;
 use tests::machine::RNG;
@@ -53,7 +54,7 @@ fn regions(ram: &Ram) -> Vec<VhostUserMemoryRegionInfo> {
 
 /// The ring as queue 0, with eventfds of the crate's kind.
 fn start(frontend: &mut Frontend, ring: &mut Ring, base: u16) {
-    let layout = ring.raw().layout();
+    let layout = ring.layout();
     let config = VringConfigData {
         queue_max_size: layout.size,
         queue_size: layout.size,
@@ -90,7 +91,7 @@ fn bytes_arrive_in_the_guest() {
     let (_daemon, mut frontend) = connect();
     let ram = two_regions();
     frontend.set_mem_table(&regions(&ram)).unwrap();
-    let mut ring = Ring::new(&ram, 32, true);
+    let mut ring = Ring::new(&ram, Shape { event_idx: true, ..Shape::split(32) });
     start(&mut frontend, &mut ring, 0);
     for _ in 0..100 {
         assert_filled(&mut ring);
@@ -106,7 +107,7 @@ fn memory_by_slots_and_a_second_start() {
     for region in regions(&ram) {
         frontend.add_mem_region(&region).unwrap();
     }
-    let mut ring = Ring::new(&ram, 32, true);
+    let mut ring = Ring::new(&ram, Shape { event_idx: true, ..Shape::split(32) });
     start(&mut frontend, &mut ring, 0);
     assert_filled(&mut ring);
     assert_eq!(frontend.get_vring_base(0).unwrap(), 1);

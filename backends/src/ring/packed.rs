@@ -218,6 +218,10 @@ impl PackedRing {
     fn passed(&self, off_wrap: u16, told: Cursor) -> bool {
         // Places are made one line of numbers: what lies a lap back is `size` less.
         let mut event = off_wrap & 0x7fff;
+        if event >= self.size {
+            // An entry that the ring does not have: better too many interrupts than none for ever.
+            return true;
+        }
         if (off_wrap & 0x8000 != 0) != self.used.wrap {
             event = event.wrapping_sub(self.size);
         }

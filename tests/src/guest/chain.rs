@@ -4,6 +4,7 @@
 //! Placing it takes RAM for each buffer apart from all others. Room to write is filled with [`POISON`] and
 //! fenced with guard bytes, so that bytes the device did not write, or wrote beside its buffer, are seen.
 
+use super::format::RingKind;
 use super::memory::Ram;
 use super::raw::{DESC_BYTES, Desc, INDIRECT, WRITE, link};
 
@@ -16,7 +17,7 @@ const GUARD_BYTES: u64 = GUARD.len() as u64;
 enum Part {
     Readable(Vec<u8>),
     Writable(u32),
-    At { addr: u64, len: u32, write: bool },
+    Given(Desc),
 }
 
 /// What a driver asks of a device, before it is placed in RAM.
@@ -45,18 +46,44 @@ impl Chain {
     }
 
     /// And then a buffer at this very place, in RAM or not.
-    pub fn at(mut self, addr: u64, len: u32, write: bool) -> Chain {
-        self.parts.push(Part::At { addr, len, write });
+    pub fn at(self, addr: u64, len: u32, write: bool) -> Chain {
+        self.desc(Desc::new(addr, len, if write { WRITE } else { 0 }))
+    }
+
+    /// And then a descriptor exactly like this one, whatever it says; the link to the next is added.
+    pub fn desc(mut self, desc: Desc) -> Chain {
+        self.parts.push(Part::Given(desc));
         self
     }
 
     /// The same chain with an empty buffer before each buffer.
     pub fn with_empty_parts(mut self) -> Chain {
         let empty = |part: &Part| match part {
-            Part::Readable(_) | Part::At { write: false, .. } => Part::Readable(Vec::new()),
-            Part::Writable(_) | Part::At { write: true, .. } => Part::Writable(0),
+            Part::Writable(_) => Part::Writable(0),
+            Part::Given(desc) if desc.flags & WRITE != 0 => Part::Writable(0),
+            Part::Readable(_) | Part::Given(_) => Part::Readable(Vec::new()),
         };
         self.parts = self.parts.into_iter().flat_map(|part| [empty(&part), part]).collect();
+        self
+    }
+
+    /// The same bytes in buffers of at most `bytes` each.
+    pub fn cut(mut self, bytes: u16) -> Chain {
+        let cut = |part: Part| -> Vec<Part> {
+            match part {
+                Part::Readable(all) => {
+                    all.chunks(bytes.into()).map(|one| Part::Readable(one.to_vec())).collect()
+                }
+                Part::Writable(len) => {
+                    let whole =
+                        std::iter::repeat_n(Part::Writable(bytes.into()), (len / u32::from(bytes)) as usize);
+                    let rest = Some(len % u32::from(bytes)).filter(|rest| *rest > 0);
+                    whole.chain(rest.map(Part::Writable)).collect()
+                }
+                given => vec![given],
+            }
+        };
+        self.parts = self.parts.into_iter().flat_map(cut).collect();
         self
     }
 
@@ -65,7 +92,8 @@ impl Chain {
         self.indirect_after(0)
     }
 
-    /// The first `direct` descriptors stand in the ring, the others in an indirect table (§2.7.5.3.1 allows it).
+    /// The first `direct` descriptors stand in the ring, the others in an indirect table (§2.7.5.3.1 allows it
+    /// in a split ring; in a packed one the same chain breaks §2.8.8).
     pub fn indirect_after(mut self, direct: usize) -> Chain {
         self.direct = Some(direct);
         self
@@ -80,18 +108,26 @@ impl Chain {
     }
 
     /// Takes RAM for the buffers and makes the descriptors, still without links.
-    pub(super) fn place(&self, ram: &Ram) -> (Vec<Desc>, Placed) {
+    pub(super) fn place(&self, ram: &Ram, kind: RingKind) -> (Vec<Desc>, Placed) {
         let mut placed = Placed::default();
         let mut descs: Vec<Desc> = self.parts.iter().map(|part| placed.add(ram, part)).collect();
         if let Some(direct) = self.direct.filter(|direct| *direct < descs.len()) {
-            let table = link(&descs.split_off(direct));
+            let table = descs.split_off(direct);
             let len = u32::try_from(DESC_BYTES * table.len() as u64).unwrap_or(u32::MAX);
             let addr = ram.take(u64::from(len), 16);
-            ram.write(addr, &table.iter().flat_map(|desc| desc.to_bytes()).collect::<Vec<_>>());
+            ram.write(addr, &table_bytes(&table, kind));
             placed.taken.push(addr);
             descs.push(Desc::new(addr, len, INDIRECT));
         }
         (descs, placed)
+    }
+}
+
+/// An indirect table of these descriptors: linked by NEXT (split), or one after the other (packed, §2.8.7).
+fn table_bytes(descs: &[Desc], kind: RingKind) -> Vec<u8> {
+    match kind {
+        RingKind::Split => link(descs).into_iter().flat_map(Desc::to_bytes).collect(),
+        RingKind::Packed => descs.iter().flat_map(|desc| desc.to_packed_bytes()).collect(),
     }
 }
 
@@ -115,11 +151,12 @@ impl Placed {
                 Desc::new(addr, u32::try_from(bytes.len()).unwrap_or(u32::MAX), 0)
             }
             Part::Writable(len) => self.add_writable(ram, *len),
-            Part::At { addr, len, write: true } => {
-                self.writable.push((*addr, *len));
-                Desc::new(*addr, *len, WRITE)
+            Part::Given(desc) => {
+                if desc.flags & (WRITE | INDIRECT) == WRITE {
+                    self.writable.push((desc.addr, desc.len));
+                }
+                *desc
             }
-            Part::At { addr, len, write: false } => Desc::new(*addr, *len, 0),
         }
     }
 

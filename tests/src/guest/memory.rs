@@ -168,6 +168,16 @@ impl Ram {
         start.unwrap_or_else(|| panic!("guest RAM has no room for {bytes} bytes"))
     }
 
+    /// As [`Ram::take`], filled with zeros.
+    ///
+    /// # Panics
+    /// RAM is full.
+    pub fn take_zeroed(&self, bytes: u64, align: u64) -> u64 {
+        let start = self.take(bytes, align);
+        self.write(start, &vec![0; usize::try_from(bytes).unwrap_or(0)]);
+        start
+    }
+
     /// Exactly this range for the caller alone: to lie across two regions, or at the very end of RAM.
     ///
     /// # Panics

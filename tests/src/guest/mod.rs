@@ -3,12 +3,17 @@
 pub mod blk;
 pub mod chain;
 pub mod console;
+pub mod format;
 pub mod memory;
+mod packed;
 pub mod raw;
+pub mod raw_packed;
 pub mod ring;
 pub mod rng;
 mod space;
 mod split;
 
+#[cfg(test)]
+mod packed_tests;
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_ring;
 
+use super::format::{Layout, RingKind};
 use super::memory::Ram;
 
 /// Descriptor flag: another descriptor follows (VIRTQ_DESC_F_NEXT).
@@ -52,7 +53,7 @@ impl Desc {
         Desc { addr, len, flags, next: 0 }
     }
 
-    /// As it stands in memory.
+    /// As it stands in a split ring.
     pub fn to_bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.addr.to_le_bytes());
@@ -60,6 +61,26 @@ impl Desc {
         bytes[12..14].copy_from_slice(&self.flags.to_le_bytes());
         bytes[14..].copy_from_slice(&self.next.to_le_bytes());
         bytes
+    }
+
+    /// As it stands in a packed ring: `next` is the buffer id, and before the flags.
+    pub fn to_packed_bytes(self) -> [u8; 16] {
+        Desc { flags: self.next, next: self.flags, ..self }.to_bytes()
+    }
+
+    /// From a split ring.
+    pub fn from_bytes(bytes: [u8; 16]) -> Desc {
+        let value = u128::from_le_bytes(bytes);
+        let half = |shift: u32| u16::try_from(value >> shift & 0xffff).unwrap_or(0);
+        let len = u32::from(half(64)) | u32::from(half(80)) << 16;
+        let addr = u64::try_from(value & u128::from(u64::MAX)).unwrap_or(0);
+        Desc { addr, len, flags: half(96), next: half(112) }
+    }
+
+    /// From a packed ring, the buffer id in `next`.
+    pub fn from_packed_bytes(bytes: [u8; 16]) -> Desc {
+        let desc = Desc::from_bytes(bytes);
+        Desc { flags: desc.next, next: desc.flags, ..desc }
     }
 }
 
@@ -73,31 +94,6 @@ pub fn link(descs: &[Desc]) -> Vec<Desc> {
     (0..=u16::MAX).cycle().zip(descs).map(linked).collect()
 }
 
-/// Where the three parts of a split ring lie, in guest-physical addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    /// Descriptors of the ring.
-    pub size: u16,
-    /// Descriptor table.
-    pub desc: u64,
-    /// Available ring.
-    pub avail: u64,
-    /// Used ring.
-    pub used: u64,
-}
-
-impl Layout {
-    /// Lengths in bytes of descriptor table, available ring and used ring, event fields included (§2.7).
-    pub fn lengths(size: u16) -> (u64, u64, u64) {
-        let size = u64::from(size);
-        (DESC_BYTES * size, 6 + 2 * size, 6 + 8 * size)
-    }
-
-    fn slot(&self, index: u16) -> u64 {
-        u64::from(index % self.size)
-    }
-}
-
 /// Unchecked access to one ring.
 #[derive(Clone, Debug)]
 pub struct Raw {
@@ -108,14 +104,10 @@ pub struct Raw {
 impl Raw {
     /// A zeroed ring somewhere in RAM, its parts apart from each other.
     pub fn place(ram: &Arc<Ram>, size: u16) -> Raw {
-        let (desc, avail, used) = Layout::lengths(size);
-        let part = |bytes: u64, align| {
-            let addr = ram.take(bytes, align);
-            ram.write(addr, &vec![0; usize::try_from(bytes).unwrap_or(0)]);
-            addr
-        };
-        let layout = Layout { size, desc: part(desc, 16), avail: part(avail, 2), used: part(used, 4) };
-        Raw { ram: Arc::clone(ram), layout }
+        let [desc, avail, used] = Layout::lengths(RingKind::Split, size);
+        let part = |bytes, align| ram.take_zeroed(bytes, align);
+        let (desc, avail, used) = (part(desc, 16), part(avail, 2), part(used, 4));
+        Raw { ram: Arc::clone(ram), layout: Layout { kind: RingKind::Split, size, desc, avail, used } }
     }
 
     /// The addresses.
@@ -123,48 +115,19 @@ impl Raw {
         self.layout
     }
 
-    /// The RAM it lies in.
-    pub fn ram(&self) -> &Arc<Ram> {
-        &self.ram
+    fn slot(&self, index: u16) -> u64 {
+        u64::from(index % self.layout.size)
     }
 
     /// Reads descriptor `index` (modulo the size) of the ring's table.
     pub fn desc(&self, index: u16) -> Desc {
-        let at = self.layout.desc + DESC_BYTES * self.layout.slot(index);
-        Desc {
-            addr: u64::from_le_bytes(self.field(at)),
-            len: u32::from_le_bytes(self.field(at + 8)),
-            flags: u16::from_le_bytes(self.field(at + 12)),
-            next: u16::from_le_bytes(self.field(at + 14)),
-        }
-    }
-
-    /// The descriptors of a chain in order, as they stand in the ring; a loop never ends.
-    pub fn chain(&self, head: u16) -> impl Iterator<Item = Desc> {
-        let next = |desc: &Desc| (desc.flags & NEXT != 0).then(|| self.desc(desc.next));
-        std::iter::successors(Some(self.desc(head)), next)
-    }
-
-    fn field<const N: usize>(&self, addr: u64) -> [u8; N] {
-        self.ram.read(addr, N).try_into().unwrap_or([0; N])
+        let bytes = self.ram.read(self.layout.desc + DESC_BYTES * self.slot(index), 16);
+        Desc::from_bytes(bytes.try_into().unwrap_or([0; 16]))
     }
 
     /// Writes descriptor `index` (modulo the size) of the ring's table.
     pub fn set_desc(&self, index: u16, desc: Desc) {
-        self.ram.write(self.layout.desc + DESC_BYTES * self.layout.slot(index), &desc.to_bytes());
-    }
-
-    /// Writes an indirect table into RAM, exactly as given, and returns its address.
-    pub fn table(&self, descs: &[Desc]) -> u64 {
-        let addr = self.ram.take(DESC_BYTES * descs.len() as u64, 16);
-        self.set_table(addr, descs);
-        addr
-    }
-
-    /// Writes descriptors at any address.
-    pub fn set_table(&self, addr: u64, descs: &[Desc]) {
-        let bytes: Vec<u8> = descs.iter().flat_map(|desc| desc.to_bytes()).collect();
-        self.ram.write(addr, &bytes);
+        self.ram.write(self.layout.desc + DESC_BYTES * self.slot(index), &desc.to_bytes());
     }
 
     /// Flags of the available ring.
@@ -184,7 +147,7 @@ impl Raw {
 
     /// Entry of the available ring at running index `at`: the head of a chain.
     pub fn set_avail_entry(&self, at: u16, head: u16) {
-        self.ram.store(self.layout.avail + 4 + 2 * self.layout.slot(at), head);
+        self.ram.store(self.layout.avail + 4 + 2 * self.slot(at), head);
     }
 
     /// Makes one more entry available, whatever it is, and says under which index.
@@ -222,13 +185,13 @@ impl Raw {
 
     /// Entry of the used ring at running index `at`: (id, length).
     pub fn used_entry(&self, at: u16) -> (u32, u32) {
-        let addr = self.layout.used + 4 + 8 * self.layout.slot(at);
+        let addr = self.layout.used + 4 + 8 * self.slot(at);
         (self.ram.load(addr), self.ram.load(addr + 4))
     }
 
     /// Entry of the used ring, which only the device should write.
     pub fn set_used_entry(&self, at: u16, id: u32, len: u32) {
-        let addr = self.layout.used + 4 + 8 * self.layout.slot(at);
+        let addr = self.layout.used + 4 + 8 * self.slot(at);
         self.ram.store(addr, id);
         self.ram.store(addr + 4, len);
     }

@@ -6,7 +6,7 @@
 //! A device that answers what was not asked, says it wrote more than there was room for, or wrote beside its
 //! buffer, is an error at the very completion.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,8 +14,11 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::chain::{Chain, Placed};
+use super::format::{Format, Layout, RingKind, Shape, Slots};
 use super::memory::Ram;
-use super::raw::Raw;
+use super::packed::Packed;
+use super::raw::{DESC_BYTES, Desc, Raw};
+use super::raw_packed::RawPacked;
 use super::split::Split;
 use crate::event::Event;
 use crate::wait;
@@ -43,6 +46,9 @@ pub enum RingError {
     /// Bytes beside a writable buffer changed.
     #[error("The device wrote beside the buffer at {0:#x}")]
     Overrun(u64),
+    /// IN_ORDER was negotiated, and the chain is not the oldest in flight.
+    #[error("Used entry names chain {0} before older ones")]
+    OutOfOrder(u32),
 }
 
 /// When the driver wants an interrupt.
@@ -50,7 +56,7 @@ pub enum RingError {
 pub enum Interrupts {
     /// For everything that is finished while the driver waits.
     Always,
-    /// When this many more are finished (with EVENT_IDX; as `Always` without).
+    /// When this many more are finished, in order (with EVENT_IDX; as `Always` without).
     After(u16),
     /// Not at all; the driver looks itself.
     Never,
@@ -59,7 +65,7 @@ pub enum Interrupts {
 /// A chain that came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
-    /// Head of the chain.
+    /// Head of the chain; in a packed ring its buffer id.
     pub head: u16,
     /// Length in the used entry.
     pub len: u32,
@@ -69,7 +75,7 @@ pub struct Completion {
 
 #[derive(Debug)]
 struct Flying {
-    slots: Vec<u16>,
+    slots: Slots,
     placed: Placed,
 }
 
@@ -83,35 +89,74 @@ pub struct Ring {
     /// Device to driver: the ring is broken.
     pub err: Event,
     ram: Arc<Ram>,
-    format: Split,
-    flying: HashMap<u16, Flying>,
+    shape: Shape,
+    format: Box<dyn Format>,
+    /// Oldest first.
+    flying: VecDeque<Flying>,
     interrupts: Interrupts,
     calls: u64,
 }
 
 impl Ring {
-    /// A split ring of `size` descriptors.
-    pub fn new(ram: &Arc<Ram>, size: u16, event_idx: bool) -> Ring {
-        Ring::starting_at(ram, size, event_idx, 0)
+    /// A ring in which nothing was made available yet.
+    pub fn new(ram: &Arc<Ram>, shape: Shape) -> Ring {
+        Ring::starting_at(ram, shape, shape.first_base())
     }
 
-    /// The same with indices that begin at `base`, to be near their wrap.
-    pub fn starting_at(ram: &Arc<Ram>, size: u16, event_idx: bool, base: u16) -> Ring {
+    /// The same after `base` (as SET_VRING_BASE has it), to be near a wrap.
+    pub fn starting_at(ram: &Arc<Ram>, shape: Shape, base: u32) -> Ring {
+        let format: Box<dyn Format> = match shape.kind {
+            RingKind::Split => Box::new(Split::new(ram, shape, base)),
+            RingKind::Packed => Box::new(Packed::new(ram, shape, base)),
+        };
         Ring {
             kick: Event::new(),
             call: Event::new(),
             err: Event::new(),
             ram: Arc::clone(ram),
-            format: Split::new(ram, size, event_idx, base),
-            flying: HashMap::new(),
+            shape,
+            format,
+            flying: VecDeque::new(),
             interrupts: Interrupts::Always,
             calls: 0,
         }
     }
 
-    /// The ring's memory, for lies and for a look.
+    /// The fields of a split ring, for lies and for a look.
+    ///
+    /// # Panics
+    /// It is packed.
     pub fn raw(&self) -> &Raw {
-        self.format.raw()
+        self.format.raw().unwrap_or_else(|| panic!("a packed ring has no fields of a split one"))
+    }
+
+    /// The fields of a packed ring, for lies and for a look.
+    ///
+    /// # Panics
+    /// It is split.
+    pub fn raw_packed(&self) -> &RawPacked {
+        self.format.raw_packed().unwrap_or_else(|| panic!("a split ring has no fields of a packed one"))
+    }
+
+    /// What it was made as.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The addresses.
+    pub fn layout(&self) -> Layout {
+        self.format.layout()
+    }
+
+    /// Where the device stands when it has finished all that was published.
+    pub fn base(&self) -> u32 {
+        self.format.base()
+    }
+
+    /// All that the device writes of the ring itself, as it is now.
+    pub fn written_by_device(&self) -> Vec<u8> {
+        let parts = self.layout().written_by_device();
+        parts.into_iter().flat_map(|(addr, bytes)| self.ram.read(addr, to_usize(bytes))).collect()
     }
 
     /// The guest's RAM.
@@ -124,9 +169,49 @@ impl Ring {
         self.flying.len()
     }
 
-    /// Descriptors that are free.
+    /// Requests that the device has finished and [`Ring::used`] has not taken.
+    pub fn waiting(&self) -> usize {
+        self.format.waiting()
+    }
+
+    /// Entries that are free.
     pub fn free(&self) -> usize {
         self.format.free()
+    }
+
+    /// Entries of the ring that hold a chain in flight, in the chain's order.
+    ///
+    /// # Panics
+    /// `head` is not in flight.
+    pub fn entries(&self, head: u16) -> &[u16] {
+        let flying = self.flying.iter().find(|flying| flying.slots.id == head);
+        &flying.unwrap_or_else(|| panic!("chain {head} is not in flight")).slots.at
+    }
+
+    /// The descriptor in an entry.
+    pub fn desc(&self, entry: u16) -> Desc {
+        self.format.desc(entry)
+    }
+
+    /// Writes a descriptor into an entry; whose it is stays as it is.
+    pub fn set_desc(&self, entry: u16, desc: Desc) {
+        self.format.set_desc(entry, desc);
+    }
+
+    /// Writes an indirect table for this kind of ring into RAM, exactly as given, and returns its address.
+    pub fn table(&self, descs: &[Desc]) -> u64 {
+        let addr = self.ram.take(DESC_BYTES * descs.len() as u64, 16);
+        self.set_table(addr, descs);
+        addr
+    }
+
+    /// Writes descriptors of an indirect table at any address.
+    pub fn set_table(&self, addr: u64, descs: &[Desc]) {
+        let bytes = |desc: &Desc| match self.shape.kind {
+            RingKind::Split => desc.to_bytes(),
+            RingKind::Packed => desc.to_packed_bytes(),
+        };
+        self.ram.write(addr, &descs.iter().flat_map(bytes).collect::<Vec<_>>());
     }
 
     /// Puts a chain into the ring; its head says which it is when it comes back.
@@ -135,9 +220,11 @@ impl Ring {
     /// The ring has fewer free descriptors than the chain needs.
     pub fn add(&mut self, chain: &Chain) -> u16 {
         assert!(chain.slots() <= self.free(), "ring is full: {} of {} free", self.free(), chain.slots());
-        let (descs, placed) = chain.place(&self.ram);
-        let slots = self.format.place(&descs).unwrap_or_default();
-        self.fly(slots, placed)
+        let (descs, placed) = chain.place(&self.ram, self.shape.kind);
+        let slots = self.format.add(&descs);
+        let id = slots.id;
+        self.flying.push_back(Flying { slots, placed });
+        id
     }
 
     /// A chain of one buffer with these bytes.
@@ -154,29 +241,6 @@ impl Ring {
     /// As [`Ring::add`].
     pub fn add_writable(&mut self, len: u32) -> u16 {
         self.add(&Chain::new().writable(len))
-    }
-
-    /// Takes `count` descriptors for the test to fill by [`Ring::raw`]; their order is random.
-    ///
-    /// # Panics
-    /// There are not as many.
-    pub fn reserve(&mut self, count: usize) -> Vec<u16> {
-        self.format.reserve(count).unwrap_or_else(|| panic!("ring has no {count} free descriptors"))
-    }
-
-    /// Offers a chain of reserved descriptors, the first of which is its head.
-    ///
-    /// # Panics
-    /// `slots` is empty.
-    pub fn add_reserved(&mut self, slots: Vec<u16>) -> u16 {
-        self.fly(slots, Placed::default())
-    }
-
-    fn fly(&mut self, slots: Vec<u16>, placed: Placed) -> u16 {
-        let head = *slots.first().unwrap_or_else(|| panic!("a chain needs a descriptor"));
-        self.format.offer(head);
-        self.flying.insert(head, Flying { slots, placed });
-        head
     }
 
     /// Shows the device what was added; `true` when it wants a kick for that.
@@ -214,10 +278,16 @@ impl Ring {
     /// The device broke a rule; see [`RingError`].
     pub fn used(&mut self) -> Result<Option<Completion>, RingError> {
         let Some((id, len)) = self.format.take_used() else { return Ok(None) };
-        let flying = u16::try_from(id).ok().and_then(|head| Some((head, self.flying.remove(&head)?)));
-        let (head, Flying { slots, placed }) = flying.ok_or(RingError::Unknown(id))?;
-        self.format.release(&slots);
+        let at = self.flying.iter().position(|flying| u32::from(flying.slots.id) == id);
+        let older = at.is_some_and(|at| at > 0);
+        let Flying { slots, placed } =
+            at.and_then(|at| self.flying.remove(at)).ok_or(RingError::Unknown(id))?;
+        let head = slots.id;
+        self.format.release(slots);
         placed.give_back(&self.ram);
+        if older && self.shape.in_order {
+            return Err(RingError::OutOfOrder(id));
+        }
         if u64::from(len) > placed.room() {
             return Err(RingError::TooLong { said: len, room: placed.room() });
         }
@@ -279,7 +349,7 @@ impl Ring {
         }
         if self.interrupts == Interrupts::Always {
             self.format.set_interrupts(Interrupts::Always);
-            if self.format.has_used() {
+            if self.waiting() > 0 {
                 return Ok(());
             }
         }
@@ -287,7 +357,7 @@ impl Ring {
             return self.late();
         }
         self.calls += self.call.take();
-        if self.format.has_used() { Ok(()) } else { self.check_broken() }
+        if self.waiting() > 0 { Ok(()) } else { self.check_broken() }
     }
 
     fn check_broken(&self) -> Result<(), RingError> {
@@ -297,4 +367,8 @@ impl Ring {
     fn late(&self) -> Result<(), RingError> {
         Err(RingError::Deadline(self.in_flight()))
     }
+}
+
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }

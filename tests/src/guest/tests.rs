@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::blk::{Answer, Blk, Framing, Request};
 use super::chain::{Chain, POISON};
+use super::format::{Layout, Shape};
 use super::memory::{Backing, Ram};
-use super::raw::{Desc, INDIRECT, Layout, NEXT, NO_NOTIFICATION, WRITE};
+use super::raw::{Desc, INDIRECT, NEXT, NO_NOTIFICATION, WRITE};
 use super::ring::{Interrupts, Ring, RingError};
 use crate::random::Random;
 
@@ -21,7 +22,7 @@ struct Echo {
 impl Echo {
     fn new(ring: &Ring) -> Echo {
         let base = ring.raw().avail_idx();
-        Echo { ram: Arc::clone(ring.ram()), layout: ring.raw().layout(), seen: base, done: base }
+        Echo { ram: Arc::clone(ring.ram()), layout: ring.layout(), seen: base, done: base }
     }
 
     fn slot(&self, index: u16) -> u64 {
@@ -107,7 +108,7 @@ fn ram() -> Arc<Ram> {
 }
 
 fn pair(event_idx: bool, base: u16) -> (Ring, Echo) {
-    let ring = Ring::starting_at(&ram(), 16, event_idx, base);
+    let ring = Ring::starting_at(&ram(), Shape { event_idx, ..Shape::split(16) }, u32::from(base));
     let echo = Echo::new(&ring);
     (ring, echo)
 }
@@ -240,16 +241,17 @@ fn a_device_that_does_nothing_meets_the_deadline() {
 #[test]
 fn raw_fields_lie_where_the_specification_says() {
     let (mut ring, echo) = pair(false, 0);
-    let slots = ring.reserve(2);
-    let lie = Desc { addr: u64::MAX, len: 7, flags: NEXT | WRITE, next: slots[0] };
-    ring.raw().set_desc(slots[0], lie);
-    assert_eq!(echo.desc(echo.layout.desc, slots[0]), lie);
-    assert_eq!(ring.raw().offer(slots[1]), 0);
+    let head = ring.add(&Chain::new().readable(b"x").writable(1));
+    let entries = ring.entries(head).to_vec();
+    let lie = Desc { addr: u64::MAX, len: 7, flags: NEXT | WRITE, next: entries[0] };
+    ring.set_desc(head, lie);
+    assert_eq!((echo.desc(echo.layout.desc, head), ring.desc(head)), (lie, lie));
+    assert_eq!(ring.raw().offer(entries[1]), 0);
     assert_eq!(echo.ram.load::<u16>(echo.layout.avail + 2), 1);
-    assert_eq!(echo.ram.load::<u16>(echo.layout.avail + 4), slots[1]);
+    assert_eq!(echo.ram.load::<u16>(echo.layout.avail + 4), entries[1]);
     ring.raw().set_used_event(0x1234);
     assert_eq!(echo.ram.load::<u16>(echo.layout.avail + 4 + 2 * 16), 0x1234);
-    let table = ring.raw().table(&[lie, Desc::default()]);
+    let table = ring.table(&[lie, Desc::default()]);
     assert_eq!(echo.desc(table, 0), lie);
 }
 

@@ -3,21 +3,23 @@
 use super::*;
 
 tests::against_every_daemon! {
-    f01_unknown_requests_are_refused,
-    f01_unknown_requests_end_a_connection_without_acks,
-    f02_payloads_of_a_wrong_length_are_refused,
-    f02_a_payload_that_is_too_big_ends_the_connection,
-    f02_half_a_message_and_silence_ends_the_connection,
-    f02_another_protocol_version_is_refused,
-    f03_descriptors_that_do_not_belong_are_closed,
-    f04_more_descriptors_than_fit_end_the_connection,
-    f05_ten_thousand_messages_leave_no_trace,
-    f06_queues_that_do_not_exist_are_refused,
-    f15_messages_of_features_not_negotiated_are_refused,
-    f16_configuration_outside_its_space_is_refused,
-    f22_a_second_front_end_waits,
-    f23_a_connection_may_end_after_any_byte,
-    f24_a_front_end_that_never_reads_is_hung_up,
+    both: [
+        f01_unknown_requests_are_refused,
+        f01_unknown_requests_end_a_connection_without_acks,
+        f02_payloads_of_a_wrong_length_are_refused,
+        f02_a_payload_that_is_too_big_ends_the_connection,
+        f02_half_a_message_and_silence_ends_the_connection,
+        f02_another_protocol_version_is_refused,
+        f03_descriptors_that_do_not_belong_are_closed,
+        f04_more_descriptors_than_fit_end_the_connection,
+        f05_ten_thousand_messages_leave_no_trace,
+        f06_queues_that_do_not_exist_are_refused,
+        f15_messages_of_features_not_negotiated_are_refused,
+        f16_configuration_outside_its_space_is_refused,
+        f22_a_second_front_end_waits,
+        f23_a_connection_may_end_after_any_byte,
+        f24_a_front_end_that_never_reads_is_hung_up,
+    ],
 }
 
 fn f01_unknown_requests_are_refused(device: Device) {
@@ -157,7 +159,7 @@ fn f06_queues_that_do_not_exist_are_refused(device: Device) {
 }
 
 fn f15_messages_of_features_not_negotiated_are_refused(device: Device) {
-    let wants = Wants { protocol: Some(ProtocolFeatures::REPLY_ACK), ..Wants::default() };
+    let wants = Wants { protocol: Some(ProtocolFeatures::REPLY_ACK), ..device.wants() };
     let mut machine = device.boot_with(device.launch(), &Ram::new(RAM_BYTES), wants);
     let event = Event::new();
     for request in requests() {
