@@ -25,7 +25,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use super::{Descriptor, Layout, RingError, Take, Taken, event_wanted};
+use super::{Descriptor, Layout, Ring, RingError, Take, Taken, event_wanted};
 use crate::chain::{Chain, Limits, Links, Malformed};
 use crate::memory::{Area, Memory};
 
@@ -96,11 +96,13 @@ impl PackedRing {
             return None;
         }
         let bytes = usize::from(layout.size).checked_mul(Descriptor::BYTES)?;
+        let entries = memory.ring_area(layout.descriptor, bytes, 16)?;
+        let base = if base == 0 && is_new(&entries, layout.size) { Ring::first_base(true) } else { base };
         // The halves of the base.
         let (low, high) = (u16::try_from(base & 0xffff).ok()?, u16::try_from(base >> 16).ok()?);
         let used = Cursor::from_bits(high, layout.size)?;
         Some(PackedRing {
-            entries: memory.ring_area(layout.descriptor, bytes, 16)?,
+            entries,
             driver_event: memory.ring_area(layout.available, 4, 4)?,
             device_event: memory.ring_area(layout.used, 4, 4)?,
             size: layout.size,
@@ -255,6 +257,14 @@ impl PackedRing {
         // At most 32767 * 16.
         usize::from(at.at).wrapping_mul(Descriptor::BYTES)
     }
+}
+
+/// Whether the ring is in its first lap: front-ends that set every base to 0 mean its beginning by that. In an even
+/// lap, which such a base names, entries of the lap before have USED set, and in the first one none has.
+fn is_new(entries: &Area, size: u16) -> bool {
+    let place = |at: u16| usize::from(at).wrapping_mul(Descriptor::BYTES).wrapping_add(FLAGS);
+    let flags = |at: u16| entries.load_u16(place(at), Ordering::Relaxed);
+    (0..size).all(|at| flags(at).is_some_and(|flags| flags & USED == 0))
 }
 
 #[cfg(test)]

@@ -287,3 +287,22 @@ fn rings_and_bases_that_make_no_sense_are_none() {
     assert!(!make(|l| l.descriptor += 8, 0x8000_8000));
     assert!(!make(|l| l.available += 2, 0x8000_8000));
 }
+
+#[test]
+fn a_base_of_zero_is_the_beginning_of_a_new_ring_and_the_second_lap_of_another() {
+    let mut driver = Driver::new(4);
+    let layout = driver.layout(false);
+    let at_zero = |driver: &Driver| PackedRing::new(&driver.guest.memory, &layout, 0).unwrap().base();
+    assert_eq!(at_zero(&driver), 0x8000_8000);
+    driver.offer(2, 1);
+    assert_eq!(at_zero(&driver), 0x8000_8000);
+    let mut ring = driver.ring(false);
+    take(&mut ring, &driver).unwrap();
+    driver.offer(2, 0);
+    take(&mut ring, &driver).unwrap();
+    for id in [1, 0] {
+        ring.push_used(Taken { id, slots: 2 }, 1);
+    }
+    ring.publish();
+    assert_eq!((ring.base(), at_zero(&driver)), (0, 0));
+}
