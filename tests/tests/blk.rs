@@ -10,6 +10,7 @@ use tests::daemon::{Daemon, Exit, Launch};
 use tests::frontend::{Frontend, Wants};
 use tests::guest::blk::{self, Answer, Blk, Framing, IOERR, OK, Request, UNSUPP, capacity_sectors};
 use tests::guest::chain::Chain;
+use tests::guest::format::RingKind;
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
 use tests::random::Random;
 
@@ -17,7 +18,14 @@ const RAM_BYTES: u64 = 64 << 20;
 const QUEUE_SIZE: u16 = 128;
 const DISK_SECTORS: u64 = 512;
 const DISK_BYTES: usize = 512 * 512;
-const ENGINES: [&str; 2] = ["io-uring", "epoll"];
+const RINGS: [RingKind; 2] = [RingKind::Split, RingKind::Packed];
+/// Every engine on every kind of ring: all must do the same.
+const WAYS: [(&str, RingKind); 4] = [
+    ("io-uring", RingKind::Split),
+    ("io-uring", RingKind::Packed),
+    ("epoll", RingKind::Split),
+    ("epoll", RingKind::Packed),
+];
 
 /// A daemon with an image of known content, and a guest.
 struct Disk {
@@ -28,7 +36,11 @@ struct Disk {
 
 impl Disk {
     fn boot(options: &[&str]) -> Disk {
-        Disk::boot_with(&Ram::new(RAM_BYTES), Wants::default(), options)
+        Disk::boot_on(RingKind::Split, options)
+    }
+
+    fn boot_on(rings: RingKind, options: &[&str]) -> Disk {
+        Disk::boot_with(&Ram::new(RAM_BYTES), Wants::on(rings), options)
     }
 
     fn boot_with(ram: &Arc<Ram>, wants: Wants, options: &[&str]) -> Disk {
@@ -75,45 +87,47 @@ fn failed(status: u8, data_in: usize) -> Answer {
 
 #[test]
 fn reads_writes_flushes_and_tells_its_serial_number() {
-    for engine in ENGINES {
-        let mut disk = Disk::boot(&["--engine", engine, "--serial", "outboard-1"]);
+    for (engine, rings) in WAYS {
+        let mut disk = Disk::boot_on(rings, &["--engine", engine, "--serial", "outboard-1"]);
         let mut blk = disk.queue(0);
-        assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)), "{engine}");
-        assert_eq!(blk.read(3, 65_536).unwrap(), done(disk.sectors(3, 128)), "{engine}");
+        assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)), "{engine} {rings:?}");
+        assert_eq!(blk.read(3, 65_536).unwrap(), done(disk.sectors(3, 128)), "{engine} {rings:?}");
         let written = vec![0x77; 1024];
-        assert_eq!(blk.write(10, &written).unwrap(), done(&[]), "{engine}");
-        assert_eq!(blk.read(10, 1024).unwrap(), done(&written), "{engine}");
-        assert_eq!(blk.flush().unwrap(), done(&[]), "{engine}");
-        assert_eq!(blk.get_id().unwrap(), done(b"outboard-1\0\0\0\0\0\0\0\0\0\0"), "{engine}");
+        assert_eq!(blk.write(10, &written).unwrap(), done(&[]), "{engine} {rings:?}");
+        assert_eq!(blk.read(10, 1024).unwrap(), done(&written), "{engine} {rings:?}");
+        assert_eq!(blk.flush().unwrap(), done(&[]), "{engine} {rings:?}");
+        assert_eq!(blk.get_id().unwrap(), done(b"outboard-1\0\0\0\0\0\0\0\0\0\0"), "{engine} {rings:?}");
         let mut expected = disk.content.clone();
         expected[10 * 512..12 * 512].copy_from_slice(&written);
-        assert_eq!(disk.image(), expected, "{engine}");
+        assert_eq!(disk.image(), expected, "{engine} {rings:?}");
     }
 }
 
 #[test]
 fn lengths_in_the_used_ring_are_true() {
-    let mut disk = Disk::boot(&[]);
-    let mut ring = disk.queue(0).ring;
-    let table = [
-        (Request::read(0, 1024), 1025),
-        (Request::read(DISK_SECTORS, 512), 513),
-        (Request::write(0, &[1; 512]), 1),
-        (Request::write(DISK_SECTORS, &[1; 512]), 1),
-        (Request::bare(blk::FLUSH), 1),
-        (Request { data_in: 20, ..Request::bare(blk::GET_ID) }, 21),
-        (Request::bare(99), 1),
-    ];
-    for (request, len) in table {
-        let completion = ring.run(&request.chain(&Framing::joined())).unwrap();
-        assert_eq!(completion.len, len, "{request:?}");
+    for rings in RINGS {
+        let mut disk = Disk::boot_on(rings, &[]);
+        let mut ring = disk.queue(0).ring;
+        let table = [
+            (Request::read(0, 1024), 1025),
+            (Request::read(DISK_SECTORS, 512), 513),
+            (Request::write(0, &[1; 512]), 1),
+            (Request::write(DISK_SECTORS, &[1; 512]), 1),
+            (Request::bare(blk::FLUSH), 1),
+            (Request { data_in: 20, ..Request::bare(blk::GET_ID) }, 21),
+            (Request::bare(99), 1),
+        ];
+        for (request, len) in table {
+            let completion = ring.run(&request.chain(&Framing::joined())).unwrap();
+            assert_eq!(completion.len, len, "{request:?}");
+        }
     }
 }
 
 #[test]
 fn any_framing_is_served_2_7_4_1() {
-    for engine in ENGINES {
-        let mut disk = Disk::boot(&["--engine", engine]);
+    for (engine, rings) in WAYS {
+        let mut disk = Disk::boot_on(rings, &["--engine", engine]);
         let mut blk = disk.queue(0);
         let mut framings = vec![Framing::joined(), Framing::usual(4096)];
         framings.extend([1, 3, 7, 15, 17, 100, 512, 1000].map(|len| Framing::pieces(len, 40)));
@@ -123,9 +137,9 @@ fn any_framing_is_served_2_7_4_1() {
         for (nth, framing) in (1..).zip(framings) {
             let written = vec![nth; 4096];
             let write = blk.run(&Request::write(8, &written), &framing).unwrap();
-            assert_eq!(write, done(&[]), "{engine} {framing:?}");
+            assert_eq!(write, done(&[]), "{engine} {rings:?} {framing:?}");
             let read = blk.run(&Request::read(8, 4096), &framing).unwrap();
-            assert_eq!(read, done(&written), "{engine} {framing:?}");
+            assert_eq!(read, done(&written), "{engine} {rings:?} {framing:?}");
         }
         assert_eq!(disk.daemon.terminate().code, Some(0));
     }
@@ -137,113 +151,127 @@ fn a_chain_of_more_buffers_than_the_host_takes_at_once_is_served() {
     let border = RAM_BASE + RAM_BYTES;
     let ram = Ram::with(&[(RAM_BASE, RAM_BYTES), (border, RAM_BYTES)], Backing::Sealed);
     ram.claim(border - 2, 4);
-    for engine in ENGINES {
-        let mut disk = Disk::boot_with(&ram, Wants::default(), &["--engine", engine]);
+    for (engine, rings) in WAYS {
+        let mut disk = Disk::boot_with(&ram, Wants::on(rings), &["--engine", engine]);
         let mut ring = disk.frontend.start_new(0, 1024).unwrap();
         let header = Request::read(0, 0).header();
         let across = |chain: Chain, _| chain.at(border - 2, 4, true);
         let chain = (0..1000).fold(Chain::new().readable(&header), across).writable(96).writable(1);
         let completion = ring.run(&chain).unwrap();
-        assert_eq!((completion.len, completion.data.last()), (4097, Some(&OK)), "{engine}");
-        assert_eq!(ram.read(border - 2, 4), disk.content[3996..4000], "{engine}: the last of them");
-        assert_eq!(completion.data[4000..4096], disk.content[4000..4096], "{engine}");
+        assert_eq!((completion.len, completion.data.last()), (4097, Some(&OK)), "{engine} {rings:?}");
+        assert_eq!(ram.read(border - 2, 4), disk.content[3996..4000], "{engine} {rings:?}: the last of them");
+        assert_eq!(completion.data[4000..4096], disk.content[4000..4096], "{engine} {rings:?}");
     }
 }
 
 #[test]
 fn b01_requests_without_header_or_status_come_back_empty() {
-    let mut disk = Disk::boot(&[]);
-    let mut blk = disk.queue(0);
-    let header = Request::read(0, 0).header();
-    let table = [
-        Chain::new().readable(&header[..15]).writable(513),
-        Chain::new().writable(513),
-        Chain::new().readable(&header),
-        Chain::new().readable(&header).readable(&[0; 513]),
-        Chain::new().readable(&[]).writable(1),
-    ];
-    for chain in table {
-        assert_eq!(blk.ring.run(&chain).unwrap().len, 0, "{chain:?}");
-        assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)), "the next one is served");
+    for rings in RINGS {
+        let mut disk = Disk::boot_on(rings, &[]);
+        let mut blk = disk.queue(0);
+        let header = Request::read(0, 0).header();
+        let table = [
+            Chain::new().readable(&header[..15]).writable(513),
+            Chain::new().writable(513),
+            Chain::new().readable(&header),
+            Chain::new().readable(&header).readable(&[0; 513]),
+            Chain::new().readable(&[]).writable(1),
+        ];
+        for chain in table {
+            assert_eq!(blk.ring.run(&chain).unwrap().len, 0, "{chain:?}");
+            assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)), "the next one is served");
+        }
+        assert_eq!(disk.image(), disk.content);
     }
-    assert_eq!(disk.image(), disk.content);
 }
 
 #[test]
 fn b02_outside_the_disk_is_an_error_and_touches_nothing() {
-    let mut disk = Disk::boot(&[]);
-    let mut blk = disk.queue(0);
-    for sector in [DISK_SECTORS, DISK_SECTORS - 1, 1 << 55, u64::MAX / 512, u64::MAX] {
-        assert_eq!(blk.read(sector, 1024).unwrap(), failed(IOERR, 1024), "read {sector:#x}");
-        assert_eq!(blk.write(sector, &[9; 1024]).unwrap(), failed(IOERR, 0), "write {sector:#x}");
+    for rings in RINGS {
+        let mut disk = Disk::boot_on(rings, &[]);
+        let mut blk = disk.queue(0);
+        for sector in [DISK_SECTORS, DISK_SECTORS - 1, 1 << 55, u64::MAX / 512, u64::MAX] {
+            assert_eq!(blk.read(sector, 1024).unwrap(), failed(IOERR, 1024), "read {sector:#x}");
+            assert_eq!(blk.write(sector, &[9; 1024]).unwrap(), failed(IOERR, 0), "write {sector:#x}");
+        }
+        assert_eq!(blk.read(DISK_SECTORS - 1, 512).unwrap(), done(disk.sectors(511, 1)));
+        assert_eq!(disk.image(), disk.content);
     }
-    assert_eq!(blk.read(DISK_SECTORS - 1, 512).unwrap(), done(disk.sectors(511, 1)));
-    assert_eq!(disk.image(), disk.content);
 }
 
 #[test]
 fn b03_broken_sectors_are_an_error_and_no_sector_is_fine() {
-    let mut disk = Disk::boot(&[]);
-    let mut blk = disk.queue(0);
-    for bytes in [1, 511, 513, 1000] {
-        let data = vec![9; usize::try_from(bytes).unwrap()];
-        assert_eq!(blk.read(0, bytes).unwrap(), failed(IOERR, data.len()), "read {bytes}");
-        assert_eq!(blk.write(0, &data).unwrap(), failed(IOERR, 0), "write {bytes}");
+    for rings in RINGS {
+        let mut disk = Disk::boot_on(rings, &[]);
+        let mut blk = disk.queue(0);
+        for bytes in [1, 511, 513, 1000] {
+            let data = vec![9; usize::try_from(bytes).unwrap()];
+            assert_eq!(blk.read(0, bytes).unwrap(), failed(IOERR, data.len()), "read {bytes}");
+            assert_eq!(blk.write(0, &data).unwrap(), failed(IOERR, 0), "write {bytes}");
+        }
+        assert_eq!(blk.read(0, 0).unwrap(), done(&[]));
+        assert_eq!(blk.write(DISK_SECTORS, &[]).unwrap(), done(&[]));
+        assert_eq!(disk.image(), disk.content);
     }
-    assert_eq!(blk.read(0, 0).unwrap(), done(&[]));
-    assert_eq!(blk.write(DISK_SECTORS, &[]).unwrap(), done(&[]));
-    assert_eq!(disk.image(), disk.content);
 }
 
 #[test]
 fn b04_other_types_are_not_supported() {
-    let mut disk = Disk::boot(&[]);
-    let mut blk = disk.queue(0);
-    for kind in [2, 3, 5, 7, 9, 10, 11, 13, 14, 15, 16, 26, 0x8000_0000, 0x8000_0001, u32::MAX] {
-        let request = Request { kind, ..Request::write(0, &[9; 512]) };
-        assert_eq!(blk.run(&request, &Framing::usual(0)).unwrap(), failed(UNSUPP, 0), "type {kind:#x}");
+    for rings in RINGS {
+        let mut disk = Disk::boot_on(rings, &[]);
+        let mut blk = disk.queue(0);
+        for kind in [2, 3, 5, 7, 9, 10, 11, 13, 14, 15, 16, 26, 0x8000_0000, 0x8000_0001, u32::MAX] {
+            let request = Request { kind, ..Request::write(0, &[9; 512]) };
+            assert_eq!(blk.run(&request, &Framing::usual(0)).unwrap(), failed(UNSUPP, 0), "type {kind:#x}");
+        }
+        assert_eq!(disk.image(), disk.content);
     }
-    assert_eq!(disk.image(), disk.content);
 }
 
 #[test]
 fn b05_a_read_only_disk_is_not_written() {
-    let mut disk = Disk::boot(&["--read-only"]);
-    assert_ne!(disk.frontend.features() & 1 << 5, 0, "VIRTIO_BLK_F_RO is offered");
-    let mut blk = disk.queue(0);
-    assert_eq!(blk.write(0, &[9; 512]).unwrap(), failed(IOERR, 0));
-    assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)));
-    assert_eq!(blk.flush().unwrap(), done(&[]));
-    assert_eq!(disk.image(), disk.content);
+    for rings in RINGS {
+        let mut disk = Disk::boot_on(rings, &["--read-only"]);
+        assert_ne!(disk.frontend.features() & 1 << 5, 0, "VIRTIO_BLK_F_RO is offered");
+        let mut blk = disk.queue(0);
+        assert_eq!(blk.write(0, &[9; 512]).unwrap(), failed(IOERR, 0));
+        assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)));
+        assert_eq!(blk.flush().unwrap(), done(&[]));
+        assert_eq!(disk.image(), disk.content);
+    }
 }
 
 #[test]
 fn b05_holds_for_a_driver_that_did_not_acknowledge_it() {
-    let wants = Wants { features: !(1 << 5), ..Wants::default() };
-    let mut disk = Disk::boot_with(&Ram::new(RAM_BYTES), wants, &["--read-only"]);
-    let mut blk = disk.queue(0);
-    assert_eq!(blk.write(0, &[9; 512]).unwrap(), failed(IOERR, 0));
-    assert_eq!(disk.image(), disk.content);
+    for rings in RINGS {
+        let wants = Wants { features: !(1 << 5), ..Wants::on(rings) };
+        let mut disk = Disk::boot_with(&Ram::new(RAM_BYTES), wants, &["--read-only"]);
+        let mut blk = disk.queue(0);
+        assert_eq!(blk.write(0, &[9; 512]).unwrap(), failed(IOERR, 0));
+        assert_eq!(disk.image(), disk.content);
+    }
 }
 
 #[test]
 fn b07_a_serial_number_without_room_is_an_error() {
-    let mut disk = Disk::boot(&["--serial", "01234567890123456789"]);
-    let mut blk = disk.queue(0);
-    let mut get_id = |room: u32| {
-        let request = Request { data_in: room, ..Request::bare(blk::GET_ID) };
-        blk.run(&request, &Framing::usual(room)).unwrap()
-    };
-    assert_eq!(get_id(0), failed(IOERR, 0));
-    assert_eq!(get_id(19), failed(IOERR, 19));
-    assert_eq!(get_id(20), done(b"01234567890123456789"));
-    assert_eq!(get_id(24), done(b"01234567890123456789\0\0\0\0"));
+    for rings in RINGS {
+        let mut disk = Disk::boot_on(rings, &["--serial", "01234567890123456789"]);
+        let mut blk = disk.queue(0);
+        let mut get_id = |room: u32| {
+            let request = Request { data_in: room, ..Request::bare(blk::GET_ID) };
+            blk.run(&request, &Framing::usual(room)).unwrap()
+        };
+        assert_eq!(get_id(0), failed(IOERR, 0));
+        assert_eq!(get_id(19), failed(IOERR, 19));
+        assert_eq!(get_id(20), done(b"01234567890123456789"));
+        assert_eq!(get_id(24), done(b"01234567890123456789\0\0\0\0"));
+    }
 }
 
 #[test]
 fn b08_of_two_overlapping_writes_each_sector_holds_one() {
-    for engine in ENGINES {
-        let mut disk = Disk::boot(&["--engine", engine]);
+    for (engine, rings) in WAYS {
+        let mut disk = Disk::boot_on(rings, &["--engine", engine]);
         let mut ring = disk.queue(0).ring;
         for _ in 0..50 {
             ring.add(&Request::write(0, &[1; 8192]).chain(&Framing::usual(0)));
@@ -287,7 +315,7 @@ fn queues_share_the_disk() {
 
 #[test]
 fn direct_io_serves_aligned_and_odd_buffers() {
-    for engine in ENGINES {
+    for (engine, rings) in WAYS {
         // Beside the test itself: a temporary file system may be one without direct I/O.
         let here = std::env::current_exe().unwrap();
         let dir = tempfile::tempdir_in(here.parent().unwrap()).unwrap();
@@ -298,17 +326,17 @@ fn direct_io_serves_aligned_and_odd_buffers() {
             Launch::new("outboard-blk").args(["--direct", "--block-size", "4096", "--engine", engine]);
         let daemon = launch.args(["--image".to_owned(), path.display().to_string()]).serve().unwrap();
         let ram = Ram::new(RAM_BYTES);
-        let mut frontend = Frontend::session(daemon.socket(), &ram, Wants::default()).unwrap();
+        let mut frontend = Frontend::session(daemon.socket(), &ram, Wants::on(rings)).unwrap();
         let mut blk = Blk::new(frontend.start_new(0, QUEUE_SIZE).unwrap());
         // The double's own buffers begin anywhere.
-        assert_eq!(blk.read(8, 4096).unwrap(), done(&content[4096..8192]), "{engine}");
-        assert_eq!(blk.write(16, &[7; 4096]).unwrap(), done(&[]), "{engine}");
+        assert_eq!(blk.read(8, 4096).unwrap(), done(&content[4096..8192]), "{engine} {rings:?}");
+        assert_eq!(blk.write(16, &[7; 4096]).unwrap(), done(&[]), "{engine} {rings:?}");
         let at = ram.take(4096, 4096);
         let read = |sector| Chain::new().readable(&Request::read(sector, 0).header()).at(at, 4096, true);
         let completion = blk.ring.run(&read(16).writable(1)).unwrap();
-        assert_eq!((&completion.data[..4096], completion.len), (&[7; 4096][..], 4097), "{engine}");
+        assert_eq!((&completion.data[..4096], completion.len), (&[7; 4096][..], 4097), "{engine} {rings:?}");
         let completion = blk.ring.run(&read(24).writable(1)).unwrap();
-        assert_eq!(completion.data[..4096], content[12_288..16_384], "{engine}");
+        assert_eq!(completion.data[..4096], content[12_288..16_384], "{engine} {rings:?}");
         assert_eq!(blk.flush().unwrap(), done(&[]));
     }
 }
@@ -359,17 +387,17 @@ fn the_conventions_name_the_image_blk_file() {
 
 #[test]
 fn k16_a_write_that_the_host_has_no_room_for_fails_and_later_ones_succeed() {
-    for engine in ENGINES {
-        let mut disk = Disk::boot(&["--engine", engine]);
+    for (engine, rings) in WAYS {
+        let mut disk = Disk::boot_on(rings, &["--engine", engine]);
         let mut blk = disk.queue(0);
         limit_file_size(&disk.daemon, Some(4096));
-        assert_eq!(blk.write(64, &[9; 512]).unwrap(), failed(IOERR, 0), "{engine}");
+        assert_eq!(blk.write(64, &[9; 512]).unwrap(), failed(IOERR, 0), "{engine} {rings:?}");
         // Half of it fits: what the host leaves over must not be reported as done.
-        assert_eq!(blk.write(7, &[9; 1024]).unwrap(), failed(IOERR, 0), "{engine}");
-        assert_eq!(blk.write(0, &[8; 512]).unwrap(), done(&[]), "{engine}");
-        assert_eq!(blk.read(64, 512).unwrap(), done(disk.sectors(64, 1)), "{engine}");
+        assert_eq!(blk.write(7, &[9; 1024]).unwrap(), failed(IOERR, 0), "{engine} {rings:?}");
+        assert_eq!(blk.write(0, &[8; 512]).unwrap(), done(&[]), "{engine} {rings:?}");
+        assert_eq!(blk.read(64, 512).unwrap(), done(disk.sectors(64, 1)), "{engine} {rings:?}");
         limit_file_size(&disk.daemon, None);
-        assert_eq!(blk.write(64, &[9; 512]).unwrap(), done(&[]), "{engine}");
+        assert_eq!(blk.write(64, &[9; 512]).unwrap(), done(&[]), "{engine} {rings:?}");
         assert_eq!(disk.daemon.terminate().code, Some(0));
     }
 }
@@ -382,16 +410,16 @@ fn limit_file_size(daemon: &Daemon, bytes: Option<u64>) {
 
 #[test]
 fn an_image_that_shrinks_gives_errors_where_it_ends() {
-    for engine in ENGINES {
-        let mut disk = Disk::boot(&["--engine", engine]);
+    for (engine, rings) in WAYS {
+        let mut disk = Disk::boot_on(rings, &["--engine", engine]);
         let mut blk = disk.queue(0);
         let image = fs::OpenOptions::new().write(true).open(image_path(disk.daemon.dir())).unwrap();
         image.set_len(1000).unwrap();
-        assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)), "{engine}");
+        assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)), "{engine} {rings:?}");
         let torn = blk.read(1, 1024).unwrap();
-        assert_eq!(torn.status, Some(IOERR), "{engine}");
+        assert_eq!(torn.status, Some(IOERR), "{engine} {rings:?}");
         assert_eq!(torn.data[488..], [0; 536], "no stale memory is shown as data");
-        assert_eq!(blk.read(100, 512).unwrap(), failed(IOERR, 512), "{engine}");
+        assert_eq!(blk.read(100, 512).unwrap(), failed(IOERR, 512), "{engine} {rings:?}");
     }
 }
 

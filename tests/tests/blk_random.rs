@@ -1,4 +1,4 @@
-//! Ten thousand random requests on four queues, many in flight, against an oracle in memory.
+//! Ten thousand random requests on four queues of both kinds, many in flight, against an oracle in memory.
 //!
 //! The disk is cut into extents. A request claims the extents it touches until it is back, so that no two
 //! requests of which one writes overlap in time and the oracle always knows what must be read.
@@ -10,6 +10,7 @@ use std::ops::Range;
 use tests::daemon::Launch;
 use tests::frontend::{Frontend, Wants};
 use tests::guest::blk::{Answer, FLUSH, Framing, OK, Request};
+use tests::guest::format::RingKind;
 use tests::guest::memory::Ram;
 use tests::guest::ring::{Completion, Ring};
 use tests::random::Random;
@@ -102,7 +103,7 @@ impl Lane {
     }
 }
 
-fn ten_thousand_requests(engine: &str) {
+fn ten_thousand_requests(engine: &str, rings: RingKind) {
     let mut random = Random::from_env();
     let content = random.bytes(EXTENTS * EXTENT_BYTES);
     let launch = Launch::new("outboard-blk").args(["--queues", "4", "--engine", engine]);
@@ -110,7 +111,7 @@ fn ten_thousand_requests(engine: &str) {
     fs::write(&image, &content).unwrap();
     let daemon = launch.args(["--image".to_owned(), image.display().to_string()]).serve().unwrap();
     let ram = Ram::new(256 << 20);
-    let mut frontend = Frontend::session(daemon.socket(), &ram, Wants::default()).unwrap();
+    let mut frontend = Frontend::session(daemon.socket(), &ram, Wants::on(rings)).unwrap();
     let mut oracle = Oracle { content, busy: vec![false; EXTENTS], random };
     let start = |index| Lane { ring: frontend.start_new(index, QUEUE_SIZE).unwrap(), flying: HashMap::new() };
     let mut lanes: Vec<Lane> = (0..QUEUES).map(start).collect();
@@ -134,10 +135,20 @@ fn ten_thousand_requests(engine: &str) {
 
 #[test]
 fn ten_thousand_random_requests_on_io_uring() {
-    ten_thousand_requests("io-uring");
+    ten_thousand_requests("io-uring", RingKind::Split);
+}
+
+#[test]
+fn ten_thousand_random_requests_on_io_uring_and_packed_rings() {
+    ten_thousand_requests("io-uring", RingKind::Packed);
 }
 
 #[test]
 fn ten_thousand_random_requests_on_epoll() {
-    ten_thousand_requests("epoll");
+    ten_thousand_requests("epoll", RingKind::Split);
+}
+
+#[test]
+fn ten_thousand_random_requests_on_epoll_and_packed_rings() {
+    ten_thousand_requests("epoll", RingKind::Packed);
 }

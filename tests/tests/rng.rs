@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use tests::frontend::{F_EVENT_IDX, Frontend, Memory, Wants};
 use tests::guest::chain::{Chain, POISON};
+use tests::guest::format::RingKind;
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
 use tests::guest::ring::{Interrupts, Ring};
 use tests::guest::rng::Rng;
@@ -11,22 +12,29 @@ use tests::machine::{Machine, RAM_BYTES, RNG};
 use tests::wait;
 
 const ENGINES: [&str; 2] = ["io-uring", "epoll"];
+const RINGS: [RingKind; 2] = [RingKind::Split, RingKind::Packed];
 /// What the daemon gives to one request at most.
 const MAX_BYTES: u32 = 64 * 1024;
 
-/// The daemon with this engine, and a guest with or without EVENT_IDX.
-fn boot(engine: &str, event_idx: bool) -> Machine {
-    let features = if event_idx { u64::MAX } else { !F_EVENT_IDX };
+/// The daemon with this engine, and a guest with these wishes.
+fn boot(engine: &str, wants: Wants) -> Machine {
     let launch = RNG.launch().args(["--engine", engine]);
-    RNG.boot_with(launch, &Ram::new(RAM_BYTES), Wants { features, ..Wants::default() })
+    RNG.boot_with(launch, &Ram::new(RAM_BYTES), wants)
 }
 
-/// Runs `check` with both engines, with and without EVENT_IDX.
+/// Both kinds of ring, with and without EVENT_IDX, with and without IN_ORDER.
+fn every_wish() -> impl Iterator<Item = Wants> {
+    (0..8).map(|bits| Wants {
+        features: if bits & 1 == 0 { u64::MAX } else { !F_EVENT_IDX },
+        in_order: bits & 2 != 0,
+        ..Wants::on(RINGS[bits >> 2])
+    })
+}
+
+/// Runs `check` with both engines and every wish.
 fn everywhere(check: impl Fn(&mut Machine)) {
     for engine in ENGINES {
-        for event_idx in [false, true] {
-            check(&mut boot(engine, event_idx));
-        }
+        every_wish().for_each(|wants| check(&mut boot(engine, wants)));
     }
 }
 
@@ -50,7 +58,9 @@ fn chains_of_every_shape_are_filled() {
         let many = (0..60).fold(Chain::new(), |chain, len| chain.writable(len));
         let sum = (0..60).sum();
         filled(&mut ring, &many, sum);
-        for direct in [0, 1, 3, 59] {
+        // §2.8.8: a packed chain is all direct or all indirect.
+        let mixed = if ring.shape().kind == RingKind::Split { &[0, 1, 3, 59][..] } else { &[0] };
+        for &direct in mixed {
             filled(&mut ring, &many.clone().indirect_after(direct), sum);
         }
     });
@@ -58,12 +68,13 @@ fn chains_of_every_shape_are_filled() {
 
 #[test]
 fn readable_and_empty_descriptors_are_passed_over() {
-    let mut machine = boot("io-uring", true);
-    let mut ring = machine.start_queue().unwrap();
-    let chain = Chain::new().readable(b"to be").readable(b"").readable(b"skipped");
-    let chain = chain.writable(0).writable(10).writable(0).writable(20).writable(0);
-    filled(&mut ring, &chain, 30);
-    filled(&mut ring, &chain.indirect(), 30);
+    everywhere(|machine| {
+        let mut ring = machine.start_queue().unwrap();
+        let chain = Chain::new().readable(b"to be").readable(b"").readable(b"skipped");
+        let chain = chain.writable(0).writable(10).writable(0).writable(20).writable(0);
+        filled(&mut ring, &chain, 30);
+        filled(&mut ring, &chain.indirect(), 30);
+    });
 }
 
 #[test]
@@ -84,8 +95,8 @@ fn r01_four_gigabytes_in_one_chain_get_64_kib() {
 
 #[test]
 fn seventy_thousand_requests_wrap_the_indices_and_never_repeat() {
-    for event_idx in [false, true] {
-        let mut machine = boot("io-uring", event_idx);
+    for wants in every_wish() {
+        let mut machine = boot("io-uring", wants);
         let mut ring = machine.start_queue().unwrap();
         let mut seen = HashSet::new();
         while seen.len() < 70_000 {
@@ -101,18 +112,24 @@ fn seventy_thousand_requests_wrap_the_indices_and_never_repeat() {
 #[test]
 fn indices_wrap_one_by_one() {
     everywhere(|machine| {
-        let mut ring = machine.frontend.new_ring_at(4, 65_533);
-        machine.frontend.start(0, &ring, 65_533).unwrap();
+        let base = match machine.frontend.shape(4).kind {
+            RingKind::Split => 65_533,
+            // The third entry of an even lap, for both sides.
+            RingKind::Packed => 0x0002_0002,
+        };
+        let mut ring = machine.frontend.new_ring_at(4, base);
+        machine.frontend.start(0, &ring, base).unwrap();
         for _ in 0..20 {
             machine.assert_serves(&mut ring);
         }
-        assert_eq!(machine.frontend.stop(0).unwrap(), 65_533 + 20 - 65_536);
+        let end = [65_533 + 20 - 65_536, 0x8002_8002][usize::from(base != 65_533)];
+        assert_eq!(machine.frontend.stop(0).unwrap(), end);
     });
 }
 
 #[test]
 fn bytes_look_random() {
-    let mut machine = boot("epoll", true);
+    let mut machine = boot("epoll", Wants::on(RingKind::Packed));
     let mut rng = Rng::new(machine.start_queue().unwrap());
     let bytes = rng.fill(MAX_BYTES).unwrap();
     let ones: u32 = bytes.iter().map(|byte| byte.count_ones()).sum();
@@ -128,7 +145,7 @@ fn a_driver_that_wants_no_interrupts_gets_none_until_it_wants_them_again() {
     everywhere(|machine| {
         let mut ring = machine.frontend.new_ring(64);
         ring.set_interrupts(Interrupts::Never);
-        machine.frontend.start(0, &ring, 0).unwrap();
+        machine.frontend.start(0, &ring, ring.base()).unwrap();
         for _ in 0..500 {
             machine.assert_serves(&mut ring);
         }
@@ -163,37 +180,81 @@ fn many_requests_at_once_cost_few_interrupts() {
 
 #[test]
 fn with_event_idx_the_driver_names_the_completion_that_interrupts() {
-    let mut machine = boot("io-uring", true);
-    let mut ring = machine.start_queue().unwrap();
-    machine.assert_serves(&mut ring);
-    ring.set_interrupts(Interrupts::After(32));
-    for _ in 0..32 {
-        ring.add_writable(8);
-        ring.notify();
+    for rings in RINGS {
+        let mut machine = boot("io-uring", Wants::on(rings));
+        let mut ring = machine.start_queue().unwrap();
+        for _ in 0..10 {
+            machine.assert_serves(&mut ring);
+            ring.set_interrupts(Interrupts::After(32));
+            for _ in 0..32 {
+                ring.add_writable(8);
+                ring.notify();
+            }
+            assert_eq!(ring.wait_all().unwrap().len(), 32, "the one interrupt comes with the last of them");
+            ring.set_interrupts(Interrupts::Always);
+        }
     }
-    assert_eq!(ring.wait_all().unwrap().len(), 32, "the one interrupt comes with the last of them");
 }
 
 #[test]
 fn a_stopped_ring_goes_on_where_it_was() {
     everywhere(|machine| {
         let mut ring = machine.start_queue().unwrap();
-        for round in 1..=5_u32 {
+        for round in 1..=5 {
             for _ in 0..10 {
                 machine.assert_serves(&mut ring);
             }
             let base = machine.frontend.stop(0).unwrap();
-            assert_eq!(base, round * 10 + round - 1);
-            let used = ring.raw().used_idx();
+            assert_eq!(base, ring.shape().base_after(round * 11 - 1));
             ring.add_writable(8);
             ring.publish();
             ring.kick();
             machine.frontend.sync().unwrap();
-            assert_eq!(ring.raw().used_idx(), used, "a stopped ring was served");
+            assert_eq!(ring.waiting(), 0, "a stopped ring was served");
             machine.frontend.start(0, &ring, base).unwrap();
             assert_eq!(ring.wait_used().unwrap().len, 8, "the kick was lost");
         }
     });
+}
+
+/// What a front-end does when the driver resets a queue (virtio 1.3 §2.6.1, VIRTIO_F_RING_RESET).
+#[test]
+fn a_queue_that_was_reset_comes_back_with_another_size() {
+    everywhere(|machine| {
+        let mut ring = machine.start_queue().unwrap();
+        let packed = ring.shape().kind == RingKind::Packed;
+        for size in [64, 8, 256, 1, if packed { 100 } else { 128 }, if packed { 3 } else { 2 }] {
+            (0..ring.free()).for_each(|_| _ = ring.add_writable(8));
+            ring.notify();
+            machine.frontend.stop(0).unwrap();
+            ring = machine.frontend.start_new(0, size).unwrap();
+            for _ in 0..2 * size {
+                machine.assert_serves(&mut ring);
+            }
+        }
+    });
+}
+
+/// The double refuses whatever comes back before its turn.
+#[test]
+fn with_in_order_a_bad_chain_waits_for_those_before_it() {
+    for engine in ENGINES {
+        for rings in RINGS {
+            let mut machine = boot(engine, Wants { in_order: true, ..Wants::on(rings) });
+            let mut ring = machine.start_queue().unwrap();
+            assert!(ring.shape().in_order);
+            for round in 0..50 {
+                for nth in 0..20 {
+                    let bad = Chain::new().at(u64::MAX - 7, 8, true);
+                    ring.add(&if (nth + round) % 3 == 0 { bad } else { Chain::new().writable(nth + 1) });
+                }
+                ring.notify();
+                let lens: Vec<u32> = ring.wait_all().unwrap().iter().map(|done| done.len).collect();
+                let expected = |nth: u32| if (nth + round) % 3 == 0 { 0 } else { nth + 1 };
+                assert_eq!(lens, (0..20).map(expected).collect::<Vec<_>>());
+            }
+        }
+    }
 }
 
 #[test]
@@ -219,7 +280,8 @@ fn buffers_in_any_of_several_regions_are_filled() {
         for backing in [Backing::Sealed, Backing::Unsealed] {
             let ram = Ram::with(&pieces, backing);
             ram.claim(0xf_ff80, 0x100);
-            let mut machine = RNG.boot_with(RNG.launch(), &ram, Wants { memory, ..Wants::default() });
+            let wants = Wants { memory, ..Wants::on(RINGS[usize::from(backing == Backing::Sealed)]) };
+            let mut machine = RNG.boot_with(RNG.launch(), &ram, wants);
             let mut ring = machine.start_queue().unwrap();
             let chain = (0..40).fold(Chain::new(), |chain, _| chain.writable(100));
             filled(&mut ring, &chain, 4000);

@@ -1,7 +1,7 @@
 //! The `virtio-driver` crate drives `outboard-blk`: a driver and front-end whose author never saw our code.
 //!
 //! It hands over memory by ADD_MEM_REG with guest addresses equal to its own, asks for an ack on everything,
-//! and keeps many requests in flight on several queues.
+//! and keeps many requests in flight on several queues, split and packed.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -136,6 +136,7 @@ fn connect(daemon: &Daemon, features: VirtioFeatureFlags) -> Box<VirtioBlkTransp
 fn write_and_read_back(engine: &str, features: VirtioFeatureFlags) {
     let daemon = BLK.launch().args(["--engine", engine]).serve().unwrap();
     let mut transport = connect(&daemon, features);
+    assert!(VirtioFeatureFlags::from_bits_truncate(transport.get_features()).contains(features));
     let blocks = Blocks::register(&mut *transport);
     let mut queues = VirtioBlkQueue::setup_queues(&mut *transport, QUEUES, DEPTH).unwrap();
     // Without this the crate never moves used_event, and EVENT_IDX gives one interrupt in 65,536 requests.
@@ -156,8 +157,9 @@ fn write_and_read_back(engine: &str, features: VirtioFeatureFlags) {
 fn two_queues_full_of_requests_are_written_flushed_and_read() {
     let bare = VirtioFeatureFlags::VERSION_1;
     let usual = bare | VirtioFeatureFlags::RING_INDIRECT_DESC | VirtioFeatureFlags::RING_EVENT_IDX;
+    let packed = VirtioFeatureFlags::RING_PACKED;
     for engine in ["io-uring", "epoll"] {
-        for features in [bare, usual] {
+        for features in [bare, usual, bare | packed, usual | packed] {
             write_and_read_back(engine, features);
         }
     }

@@ -4,7 +4,7 @@
 //! device gave back. Everything that differs between split and packed rings is behind this trait.
 
 use super::raw::{DESC_BYTES, Desc, Raw};
-use super::raw_packed::RawPacked;
+use super::raw_packed::{Place, RawPacked};
 use super::ring::Interrupts;
 
 /// How a virtqueue lies in memory.
@@ -42,6 +42,17 @@ impl Shape {
             RingKind::Split => 0,
             // Both sides at entry 0 of the first lap, whose wrap bit is 1 (§2.8.1).
             RingKind::Packed => 0x8000_8000,
+        }
+    }
+
+    /// The base after `entries` entries of a ring (descriptors if packed, chains if split), all of them answered.
+    pub fn base_after(self, entries: u16) -> u32 {
+        match self.kind {
+            RingKind::Split => u32::from(entries),
+            RingKind::Packed => {
+                let place = u32::from(Place { at: 0, wrap: true }.advanced(entries, self.size).bits());
+                place << 16 | place
+            }
         }
     }
 }
@@ -99,6 +110,8 @@ pub(super) trait Format: std::fmt::Debug + Send {
     fn add(&mut self, descs: &[Desc]) -> Slots;
     /// Shows the device what was added. `true`: it wants a kick for that.
     fn publish(&mut self) -> bool;
+    /// The device has finished something that nobody has taken yet.
+    fn has_used(&self) -> bool;
     /// Chains that the device has finished and nobody has taken yet.
     fn waiting(&self) -> usize;
     /// The next finished chain: (id, length).

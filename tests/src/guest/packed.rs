@@ -132,6 +132,10 @@ impl Format for Packed {
         }
     }
 
+    fn has_used(&self) -> bool {
+        self.is_used(self.next_used)
+    }
+
     fn waiting(&self) -> usize {
         let mut place = self.next_used;
         let taken = |_: &usize| {
@@ -143,7 +147,7 @@ impl Format for Packed {
     }
 
     fn take_used(&mut self) -> Option<(u32, u32)> {
-        if !self.is_used(self.next_used) {
+        if !self.has_used() {
             return None;
         }
         let entry = self.raw.entry(self.next_used.at);

@@ -349,7 +349,7 @@ impl Ring {
         }
         if self.interrupts == Interrupts::Always {
             self.format.set_interrupts(Interrupts::Always);
-            if self.waiting() > 0 {
+            if self.format.has_used() {
                 return Ok(());
             }
         }
@@ -357,7 +357,7 @@ impl Ring {
             return self.late();
         }
         self.calls += self.call.take();
-        if self.waiting() > 0 { Ok(()) } else { self.check_broken() }
+        if self.format.has_used() { Ok(()) } else { self.check_broken() }
     }
 
     fn check_broken(&self) -> Result<(), RingError> {

@@ -89,12 +89,16 @@ impl Format for Split {
         }
     }
 
+    fn has_used(&self) -> bool {
+        self.raw.used_idx() != self.next_used
+    }
+
     fn waiting(&self) -> usize {
         usize::from(self.raw.used_idx().wrapping_sub(self.next_used))
     }
 
     fn take_used(&mut self) -> Option<(u32, u32)> {
-        if self.waiting() == 0 {
+        if !self.has_used() {
             return None;
         }
         let entry = self.raw.used_entry(self.next_used);

@@ -3,13 +3,13 @@
 use tests::guest::chain::Chain;
 use tests::guest::memory::RAM_BASE;
 
-use crate::{ENGINES, Guest, QUEUE_SIZE, account, assert_same, client, listening};
+use crate::{Guest, QUEUE_SIZE, WAYS, account, assert_same, client, listening};
 
 #[test]
 fn c01_a_chain_of_all_descriptors_arrives_byte_by_byte_once() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let client = client(&daemon);
         for round in 0..20_u8 {
             let count = u8::try_from(QUEUE_SIZE).unwrap();
@@ -23,9 +23,9 @@ fn c01_a_chain_of_all_descriptors_arrives_byte_by_byte_once() {
 
 #[test]
 fn c01_a_receive_chain_of_all_descriptors_is_filled_in_order() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let count = u8::try_from(QUEUE_SIZE).unwrap();
         let bytes: Vec<u8> = (0..count * 3).collect();
         client(&daemon).write(&bytes);
@@ -38,9 +38,9 @@ fn c01_a_receive_chain_of_all_descriptors_is_filled_in_order() {
 
 #[test]
 fn c02_a_descriptor_of_megabytes_is_written_in_pieces() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let client = client(&daemon);
         guest.hears_and_answers(&client);
         let bytes = guest.frontend.ram().read(RAM_BASE, 16 << 20);
@@ -54,9 +54,9 @@ fn c02_a_descriptor_of_megabytes_is_written_in_pieces() {
 
 #[test]
 fn c02_a_gigabyte_for_nobody_costs_neither_memory_nor_time() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let huge = || (0..60).fold(Chain::new(), |chain, _| chain.at(RAM_BASE, 16 << 20, false));
         guest.console.tx.run(&huge()).unwrap();
         let before = daemon.counts().rss_kib;
@@ -72,9 +72,9 @@ fn c02_a_gigabyte_for_nobody_costs_neither_memory_nor_time() {
 
 #[test]
 fn c02_a_huge_receive_buffer_gets_what_there_is() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let client = client(&daemon);
         let at = RAM_BASE + (16 << 20);
         guest.console.rx.add(&Chain::new().at(at, 15 << 20, true));
@@ -88,9 +88,9 @@ fn c02_a_huge_receive_buffer_gets_what_there_is() {
 
 #[test]
 fn c03_bytes_of_every_value_pass_as_they_are() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let client = client(&daemon);
         let all: Vec<u8> = (0..=255).chain([0xc3, 0x28, 0xf0, 0x9f, 0x00, 0x0d, 0x0a]).collect();
         guest.say(&all, 7);
@@ -102,9 +102,9 @@ fn c03_bytes_of_every_value_pass_as_they_are() {
 
 #[test]
 fn c05_a_readable_receive_buffer_goes_back_and_the_host_byte_waits() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let client = client(&daemon);
         client.write(b"x");
         let wrong = [Chain::new().readable(b"no room"), Chain::new().readable(b"no").writable(10)];
@@ -117,9 +117,9 @@ fn c05_a_readable_receive_buffer_goes_back_and_the_host_byte_waits() {
 
 #[test]
 fn a_transmit_chain_with_nothing_to_read_goes_back_and_the_next_is_sent() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let client = client(&daemon);
         assert_eq!(guest.console.tx.run(&Chain::new().writable(10)).unwrap().len, 0);
         assert_eq!(guest.console.tx.run(&Chain::new().readable(b"ab").writable(10)).unwrap().len, 0);

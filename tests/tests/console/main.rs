@@ -16,12 +16,25 @@ use std::path::Path;
 use tests::daemon::{Daemon, Launch};
 use tests::frontend::{Frontend, Wants};
 use tests::guest::console::Console;
+use tests::guest::format::RingKind;
 use tests::guest::memory::Ram;
 
 use end::End;
 
-/// Both engines must do the same.
-const ENGINES: [&str; 2] = ["io-uring", "epoll"];
+/// A way of serving the guest, and of being driven by it. All must do the same.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    engine: &'static str,
+    rings: RingKind,
+    in_order: bool,
+}
+
+const URING: Way = Way { engine: "io-uring", rings: RingKind::Split, in_order: false };
+const URING_PACKED: Way = Way { engine: "io-uring", rings: RingKind::Packed, in_order: true };
+const EPOLL: Way = Way { engine: "epoll", rings: RingKind::Split, in_order: true };
+const EPOLL_PACKED: Way = Way { engine: "epoll", rings: RingKind::Packed, in_order: false };
+/// Every pair of engine, kind of ring and order.
+const WAYS: [Way; 4] = [URING, URING_PACKED, EPOLL, EPOLL_PACKED];
 /// Descriptors of each queue.
 const QUEUE_SIZE: u16 = 64;
 /// RAM of the guest.
@@ -38,11 +51,7 @@ struct Guest {
 impl Guest {
     /// Connects a guest to the daemon that listens there, and starts both queues.
     fn boot(socket: &Path) -> Guest {
-        let ram = Ram::new(RAM_BYTES);
-        let mut frontend = Frontend::session(socket, &ram, Wants::default()).unwrap();
-        let rx = frontend.start_new(0, QUEUE_SIZE).unwrap();
-        let tx = frontend.start_new(1, QUEUE_SIZE).unwrap();
-        Guest { frontend, console: Console::new(rx, tx) }
+        URING.boot(socket)
     }
 
     /// Stops and starts a queue where it stood.
@@ -65,6 +74,19 @@ impl Guest {
     fn hears(&mut self, bytes: &[u8]) {
         let heard = self.console.receive(bytes.len(), 256).unwrap();
         assert_eq!(String::from_utf8_lossy(&heard), String::from_utf8_lossy(bytes));
+    }
+}
+
+impl Way {
+    /// A guest that drives its console this way.
+    fn boot(self, socket: &Path) -> Guest {
+        let ram = Ram::new(RAM_BYTES);
+        let wants = Wants { in_order: self.in_order, ..Wants::on(self.rings) };
+        let mut frontend = Frontend::session(socket, &ram, wants).unwrap();
+        assert_eq!(frontend.shape(QUEUE_SIZE).kind, self.rings);
+        let rx = frontend.start_new(0, QUEUE_SIZE).unwrap();
+        let tx = frontend.start_new(1, QUEUE_SIZE).unwrap();
+        Guest { frontend, console: Console::new(rx, tx) }
     }
 }
 

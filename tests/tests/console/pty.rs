@@ -10,7 +10,7 @@ use tests::random::Random;
 
 use crate::end::End;
 use crate::traffic::{both_ways, send_all};
-use crate::{ENGINES, Guest, KEEP_BYTES, account, assert_same};
+use crate::{Guest, KEEP_BYTES, WAYS, Way, account, assert_same};
 
 fn daemon(engine: &str) -> Daemon {
     let launch = Launch::new("outboard-console");
@@ -26,9 +26,9 @@ fn terminal(daemon: &Daemon) -> End {
     End::open_terminal(&link(daemon))
 }
 
-fn sixteen_mib(engine: &str) {
-    let daemon = daemon(engine);
-    let mut guest = Guest::boot(daemon.socket());
+fn sixteen_mib(way: Way) {
+    let daemon = daemon(way.engine);
+    let mut guest = way.boot(daemon.socket());
     let terminal = terminal(&daemon);
     guest.hears_and_answers(&terminal);
     both_ways(&mut guest.console, &terminal, &terminal);
@@ -37,12 +37,12 @@ fn sixteen_mib(engine: &str) {
 
 #[test]
 fn sixteen_mib_each_way_with_io_uring() {
-    sixteen_mib("io-uring");
+    sixteen_mib(crate::URING_PACKED);
 }
 
 #[test]
 fn sixteen_mib_each_way_with_epoll() {
-    sixteen_mib("epoll");
+    sixteen_mib(crate::EPOLL);
 }
 
 #[test]
@@ -58,9 +58,9 @@ fn the_slave_is_raw_before_anybody_opens_it() {
 
 #[test]
 fn readers_come_and_go_and_nothing_comes_back_as_echo() {
-    for engine in ENGINES {
-        let daemon = daemon(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = daemon(way.engine);
+        let mut guest = way.boot(daemon.socket());
         for round in 0..30_u8 {
             guest.say(&[round; 3000], 1000);
             let terminal = terminal(&daemon);
@@ -72,9 +72,9 @@ fn readers_come_and_go_and_nothing_comes_back_as_echo() {
 
 #[test]
 fn c06_nobody_opens_it_and_the_next_reader_gets_the_last_64_kib() {
-    for engine in ENGINES {
-        let daemon = daemon(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = daemon(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let bytes = Random::from_env().bytes(200_000);
         send_all(&mut guest.console.tx, &bytes, &mut Random::new(4));
         let terminal = terminal(&daemon);
@@ -84,9 +84,9 @@ fn c06_nobody_opens_it_and_the_next_reader_gets_the_last_64_kib() {
 
 #[test]
 fn c06_a_reader_that_closes_while_the_guest_is_held_back_sets_it_free() {
-    for engine in ENGINES {
-        let daemon = daemon(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = daemon(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let slow = terminal(&daemon);
         guest.hears_and_answers(&slow);
         let tx = &mut guest.console.tx;
@@ -101,15 +101,15 @@ fn c06_a_reader_that_closes_while_the_guest_is_held_back_sets_it_free() {
 
 #[test]
 fn a_pty_that_nobody_has_open_costs_no_cpu() {
-    for engine in ENGINES {
-        let daemon = daemon(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = daemon(way.engine);
+        let mut guest = way.boot(daemon.socket());
         guest.hears_and_answers(&terminal(&daemon));
         guest.console.post(1, 64);
         let before = daemon.cpu_ticks();
         guest.console.rx.wait_used_until(Instant::now() + Duration::from_millis(500)).unwrap_err();
         let used = daemon.cpu_ticks() - before;
-        assert!(used <= 5, "{used} ticks in half a second with {engine}");
+        assert!(used <= 5, "{used} ticks in half a second on {way:?}");
     }
 }
 

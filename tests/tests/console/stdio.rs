@@ -17,7 +17,7 @@ use tests::random::Random;
 use crate::end::End;
 use crate::process::{Process, cpu_ticks};
 use crate::traffic::both_ways;
-use crate::{ENGINES, Guest, KEEP_BYTES, account, assert_same};
+use crate::{Guest, KEEP_BYTES, WAYS, Way, account, assert_same};
 
 fn null() -> File {
     File::options().read(true).write(true).open("/dev/null").unwrap()
@@ -40,10 +40,10 @@ fn terminal() -> (End, OwnedFd) {
     (End::new(master), slave)
 }
 
-fn sixteen_mib(engine: &str) {
+fn sixteen_mib(way: Way) {
     let ((input, writer), (reader, output)) = (pipe(), pipe());
-    let process = Process::start(engine, input, output);
-    let mut guest = Guest::boot(&process.socket());
+    let process = Process::start(way.engine, input, output);
+    let mut guest = way.boot(&process.socket());
     both_ways(&mut guest.console, &End::new(reader), &End::new(writer));
     let (code, said) = process.terminate();
     assert_eq!((code, account(&said, "dropped")), (Some(0), 0), "{said}");
@@ -51,20 +51,20 @@ fn sixteen_mib(engine: &str) {
 
 #[test]
 fn sixteen_mib_each_way_through_pipes_with_io_uring() {
-    sixteen_mib("io-uring");
+    sixteen_mib(crate::URING_PACKED);
 }
 
 #[test]
 fn sixteen_mib_each_way_through_pipes_with_epoll() {
-    sixteen_mib("epoll");
+    sixteen_mib(crate::EPOLL);
 }
 
 #[test]
 fn input_that_ended_and_output_that_broke_leave_the_guest_alone() {
-    for engine in ENGINES {
+    for way in WAYS {
         let ((input, writer), (reader, output)) = (pipe(), pipe());
-        let process = Process::start(engine, input, output);
-        let mut guest = Guest::boot(&process.socket());
+        let process = Process::start(way.engine, input, output);
+        let mut guest = way.boot(&process.socket());
         let writer = End::new(writer);
         writer.write(b"the end");
         drop(writer);
@@ -81,13 +81,13 @@ fn input_that_ended_and_output_that_broke_leave_the_guest_alone() {
 
 #[test]
 fn files_are_read_and_written() {
-    for engine in ENGINES {
+    for way in WAYS {
         let dir = TempDir::new().unwrap();
         fs::write(dir.path().join("in"), b"from a file").unwrap();
         fs::write(dir.path().join("out"), b"head ").unwrap();
         let output = File::options().append(true).open(dir.path().join("out")).unwrap();
-        let process = Process::start(engine, File::open(dir.path().join("in")).unwrap(), output);
-        let mut guest = Guest::boot(&process.socket());
+        let process = Process::start(way.engine, File::open(dir.path().join("in")).unwrap(), output);
+        let mut guest = way.boot(&process.socket());
         guest.hears(b"from a file");
         guest.say(b"and tail", 3);
         assert_eq!(fs::read(dir.path().join("out")).unwrap(), b"head and tail");
@@ -96,13 +96,13 @@ fn files_are_read_and_written() {
 
 #[test]
 fn a_file_that_is_always_ready_is_carried_in_many_turns() {
-    for engine in ENGINES {
+    for way in WAYS {
         let dir = TempDir::new().unwrap();
         let (input, output) = (dir.path().join("in"), dir.path().join("out"));
         let bytes = Random::from_env().bytes(3 << 20);
         fs::write(&input, &bytes).unwrap();
-        let process = Process::start(engine, File::open(input).unwrap(), File::create(&output).unwrap());
-        let mut guest = Guest::boot(&process.socket());
+        let process = Process::start(way.engine, File::open(input).unwrap(), File::create(&output).unwrap());
+        let mut guest = way.boot(&process.socket());
         // All buffers at once: no kick of the driver brings the device back to work.
         guest.console.post(60, 60_000);
         let mut heard = Vec::new();
@@ -117,9 +117,10 @@ fn a_file_that_is_always_ready_is_carried_in_many_turns() {
 
 #[test]
 fn a_full_disk_does_not_stop_the_guest() {
-    for engine in ENGINES {
-        let process = Process::start(engine, null(), File::options().write(true).open("/dev/full").unwrap());
-        let mut guest = Guest::boot(&process.socket());
+    for way in WAYS {
+        let process =
+            Process::start(way.engine, null(), File::options().write(true).open("/dev/full").unwrap());
+        let mut guest = way.boot(&process.socket());
         guest.say(&[1; 200_000], 10_000);
         let (code, said) = process.terminate();
         assert_eq!((code, account(&said, "dropped")), (Some(0), 200_000 - KEEP_BYTES as u64), "{said}");
@@ -128,15 +129,15 @@ fn a_full_disk_does_not_stop_the_guest() {
 
 #[test]
 fn dev_null_is_silent_and_costs_no_cpu() {
-    for engine in ENGINES {
-        let process = Process::start(engine, null(), null());
-        let mut guest = Guest::boot(&process.socket());
+    for way in WAYS {
+        let process = Process::start(way.engine, null(), null());
+        let mut guest = way.boot(&process.socket());
         guest.say(&[1; 1_000_000], 10_000);
         guest.console.post(1, 64);
         let before = cpu_ticks(process.child.id());
         guest.console.rx.wait_used_until(Instant::now() + Duration::from_millis(500)).unwrap_err();
         let used = cpu_ticks(process.child.id()) - before;
-        assert!(used <= 5, "{used} ticks in half a second with {engine}");
+        assert!(used <= 5, "{used} ticks in half a second on {way:?}");
     }
 }
 
@@ -195,10 +196,10 @@ fn other_programs_on_the_same_descriptors_see_no_change() {
 
 #[test]
 fn sockets_as_standard_input_and_output_work() {
-    for engine in ENGINES {
+    for way in WAYS {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let process = Process::start(engine, theirs.try_clone().unwrap(), theirs);
-        let mut guest = Guest::boot(&process.socket());
+        let process = Process::start(way.engine, theirs.try_clone().unwrap(), theirs);
+        let mut guest = way.boot(&process.socket());
         guest.hears_and_answers(&End::new(ours));
     }
 }

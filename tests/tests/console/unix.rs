@@ -6,11 +6,11 @@ use tests::guest::ring::RingError;
 use tests::random::Random;
 
 use crate::traffic::{both_ways, send_all};
-use crate::{ENGINES, Guest, KEEP_BYTES, account, assert_same, client, listening};
+use crate::{Guest, KEEP_BYTES, WAYS, Way, account, assert_same, client, listening};
 
-fn sixteen_mib(engine: &str) {
-    let daemon = listening(engine);
-    let mut guest = Guest::boot(daemon.socket());
+fn sixteen_mib(way: Way) {
+    let daemon = listening(way.engine);
+    let mut guest = way.boot(daemon.socket());
     let client = client(&daemon);
     both_ways(&mut guest.console, &client, &client);
     let exit = daemon.terminate();
@@ -22,19 +22,29 @@ fn sixteen_mib(engine: &str) {
 
 #[test]
 fn sixteen_mib_each_way_with_io_uring() {
-    sixteen_mib("io-uring");
+    sixteen_mib(crate::URING);
+}
+
+#[test]
+fn sixteen_mib_each_way_with_io_uring_on_packed_rings() {
+    sixteen_mib(crate::URING_PACKED);
+}
+
+#[test]
+fn sixteen_mib_each_way_with_epoll_on_packed_rings() {
+    sixteen_mib(crate::EPOLL_PACKED);
 }
 
 #[test]
 fn sixteen_mib_each_way_with_epoll() {
-    sixteen_mib("epoll");
+    sixteen_mib(crate::EPOLL);
 }
 
 #[test]
 fn c06_a_slow_reader_holds_the_guest_back_and_loses_nothing() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let client = client(&daemon);
         guest.hears_and_answers(&client);
         let bytes = Random::from_env().bytes(60 * 16384);
@@ -58,9 +68,9 @@ fn c06_a_slow_reader_holds_the_guest_back_and_loses_nothing() {
 
 #[test]
 fn c06_nobody_listens_and_the_next_client_gets_the_last_64_kib() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let bytes = Random::from_env().bytes(200_000);
         send_all(&mut guest.console.tx, &bytes, &mut Random::new(3));
         let client = client(&daemon);
@@ -76,9 +86,9 @@ fn c06_nobody_listens_and_the_next_client_gets_the_last_64_kib() {
 
 #[test]
 fn clients_that_come_and_go_get_the_whole_stream_between_them() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let bytes = Random::from_env().bytes(50 * 3000);
         let mut heard = Vec::new();
         for part in bytes.chunks(3000) {
@@ -94,9 +104,9 @@ fn clients_that_come_and_go_get_the_whole_stream_between_them() {
 
 #[test]
 fn a_client_that_leaves_while_the_guest_is_held_back_sets_it_free() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let slow = client(&daemon);
         guest.hears_and_answers(&slow);
         let tx = &mut guest.console.tx;
@@ -111,9 +121,9 @@ fn a_client_that_leaves_while_the_guest_is_held_back_sets_it_free() {
 
 #[test]
 fn the_second_client_waits_and_what_it_sent_comes_after_the_first() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let first = client(&daemon);
         guest.hears_and_answers(&first);
         let second = client(&daemon);
@@ -131,9 +141,9 @@ fn the_second_client_waits_and_what_it_sent_comes_after_the_first() {
 
 #[test]
 fn what_clients_sent_before_they_left_is_heard_in_order() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         for word in ["one ", "two ", "three ", "four "] {
             client(&daemon).write(word.as_bytes());
         }
@@ -164,9 +174,9 @@ fn input_that_no_guest_ever_reads_does_not_keep_clients_out() {
 
 #[test]
 fn a_client_that_only_ended_its_sending_goes_on_reading() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let client = client(&daemon);
         client.write(b"the last word");
         client.shut_down_writing();
@@ -181,9 +191,9 @@ fn a_client_that_only_ended_its_sending_goes_on_reading() {
 
 #[test]
 fn two_hundred_clients_leave_no_descriptor_behind() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let mut meet = || {
             let client = client(&daemon);
             guest.hears_and_answers(&client);
@@ -210,9 +220,9 @@ fn a_client_before_the_first_guest_is_served_when_that_comes() {
 
 #[test]
 fn an_idle_console_uses_no_cpu() {
-    for engine in ENGINES {
-        let daemon = listening(engine);
-        let mut guest = Guest::boot(daemon.socket());
+    for way in WAYS {
+        let daemon = listening(way.engine);
+        let mut guest = way.boot(daemon.socket());
         let half = client(&daemon);
         guest.hears_and_answers(&half);
         half.shut_down_writing();
@@ -220,6 +230,6 @@ fn an_idle_console_uses_no_cpu() {
         let before = daemon.cpu_ticks();
         guest.console.rx.wait_used_until(Instant::now() + Duration::from_millis(500)).unwrap_err();
         let used = daemon.cpu_ticks() - before;
-        assert!(used <= 5, "{used} ticks in half a second with {engine}");
+        assert!(used <= 5, "{used} ticks in half a second on {way:?}");
     }
 }
