@@ -6,6 +6,7 @@
 //!  guest::{split, packed}       the formats behind it     machine    the three joined: one call to a running device
 //!  guest::{raw, raw_packed}     the same memory, lying
 //!  guest::memory                RAM in memfds             event, wait, random
+//!  dirty                        logs of written pages, and what was written
 //!  vmm, metal                   `outboard run` as a process, and the bare-metal guest it runs
 //!  liar                         a daemon whose answers are wrong
 //! ```
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod daemon;
+pub mod dirty;
 pub mod event;
 pub mod frontend;
 pub mod guest;

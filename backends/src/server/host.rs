@@ -35,18 +35,21 @@ impl<D: Device> Server<D> {
     }
 
     /// Where a ring's writes are logged, if they are. A split ring's used part is logged under the address that
-    /// came with it; a packed ring is written to in its descriptors, and in the device's event area.
+    /// came with it. A packed ring is written to in its descriptors and in the device's event area; front-ends
+    /// give the address of either one (QEMU of the event area), so both are found by where they lie.
     fn write_log(&self, start: &RingStart) -> Option<WriteLog> {
         let pages = self.front_end.log.as_ref().filter(|_| start.log_writes)?;
-        let mut ring = Vec::new();
-        if let Some(addr) = start.log_used {
-            let size = u64::from(start.layout.size);
-            let bytes =
-                if start.layout.packed { size.saturating_mul(16) } else { size.saturating_mul(8) + 6 };
-            ring.push((addr, bytes));
-            let event = self.front_end.memory.guest_addr(start.layout.used).filter(|_| start.layout.packed);
-            ring.extend(event.map(|addr| (addr, 4)));
-        }
+        let Layout { size, descriptor, used, packed, .. } = start.layout;
+        let guest_addr = |addr| self.front_end.memory.guest_addr(addr);
+        let parts = match start.log_used {
+            None => [None, None],
+            Some(addr) if !packed => [Some((addr, u64::from(size).saturating_mul(8) + 6)), None],
+            Some(_) => [
+                guest_addr(descriptor).map(|addr| (addr, u64::from(size).saturating_mul(16))),
+                guest_addr(used).map(|addr| (addr, 4)),
+            ],
+        };
+        let ring = parts.into_iter().flatten().collect();
         Some(WriteLog { pages: Arc::clone(pages), ring })
     }
 }

@@ -1,16 +1,11 @@
 //! Memory: tables that make no sense, files that are none, regions that go away.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
 
-use backends::proto::wire::F_LOG_ALL;
+use tests::dirty::{DirtyLog, pages};
 use tests::guest::raw::{Desc, WRITE};
 
 use super::*;
-
-/// Guest bytes of one bit of a log.
-const PAGE_BYTES: u64 = 4096;
 
 tests::against_every_daemon! {
     both: [
@@ -165,55 +160,23 @@ fn f21_bad_logs_are_refused(device: Device) {
 /// With LOG_ALL and the ring's log flag: the pages of written buffers and of what the device writes of the ring
 /// itself, and no others.
 fn f21_pages_that_are_written_are_marked_and_no_others(device: Device) {
-    let mut machine = device.boot();
-    let log = start_log(&mut machine);
+    let pieces: Vec<_> = (0..16).map(|nth| (RAM_BASE + nth * (2 << 20), 1 << 20)).collect();
+    let ram = Ram::with(&pieces, Backing::Sealed);
+    let wants = Wants { memory: Memory::Slots, ..device.wants() };
+    let mut machine = device.boot_with(device.launch(), &ram, wants);
+    let log = DirtyLog::new(&ram);
+    machine.frontend.set_log(&log).unwrap();
+    machine.frontend.log_writes(true).unwrap();
     let mut ring = machine.start_queue().unwrap();
-    let layout = ring.layout();
-    let addr = machine.frontend.vring_addr(u32::from(device.queue), &ring);
-    machine
-        .frontend
-        .tell(Request::SetVringAddr(VringAddr { flags: 1, log: layout.used, ..addr }), &[])
-        .unwrap();
+    machine.frontend.log_ring(device.queue, &ring, true).unwrap();
     let head = ring.add(&device.request());
-    let written: Vec<Desc> = ring.entries(head).iter().map(|entry| ring.desc(*entry)).collect();
-    let written = written.iter().filter(|desc| desc.flags & WRITE != 0);
+    let descs: Vec<Desc> = ring.entries(head).iter().map(|entry| ring.desc(*entry)).collect();
+    let buffers = descs.iter().filter(|desc| desc.flags & WRITE != 0);
+    let mut expected: BTreeSet<u64> = buffers.flat_map(|desc| pages(desc.addr, desc.len.into())).collect();
+    expected.extend(ring.layout().written_by_device().into_iter().flat_map(|(addr, len)| pages(addr, len)));
     ring.notify();
     assert!(device.accepts(&ring.wait_used().unwrap()));
     machine.frontend.stop(device.queue).unwrap();
-    let buffers: BTreeSet<u64> = written.flat_map(|desc| pages(desc.addr, desc.len.into())).collect();
-    let marked = marked(&log);
-    assert!(buffers.is_subset(&marked), "buffers {buffers:x?}, marked {marked:x?}");
-    let mut allowed = buffers;
-    for (addr, len) in layout.written_by_device() {
-        let part: BTreeSet<u64> = pages(addr, len).collect();
-        assert!(!part.is_disjoint(&marked), "ring {part:x?}, marked {marked:x?}");
-        allowed.extend(part);
-    }
-    assert!(marked.is_subset(&allowed), "{marked:x?} instead of {allowed:x?}");
+    assert_eq!(log.marked(), expected);
     machine.assert_serves_anew();
-}
-
-/// Hands over a log that holds all of the guest's RAM, and turns logging on.
-fn start_log(machine: &mut Machine) -> File {
-    let size_bytes = (RAM_BASE + RAM_BYTES) / PAGE_BYTES / 8;
-    let log = memfd(size_bytes, Backing::Sealed);
-    let request = Request::SetLogBase { size_bytes, mmap_offset: 0 };
-    machine.frontend.send(&request, &[log.as_fd()], false).unwrap();
-    assert_eq!(machine.frontend.receive_number(Code::SetLogBase as u32).unwrap(), 0);
-    let features = machine.frontend.features() | F_LOG_ALL;
-    machine.frontend.tell(Request::SetFeatures(features), &[]).unwrap();
-    log
-}
-
-/// Pages of guest memory that hold these bytes.
-fn pages(addr: u64, len: u64) -> impl Iterator<Item = u64> {
-    addr / PAGE_BYTES..=(addr + len.max(1) - 1) / PAGE_BYTES
-}
-
-/// Pages whose bit is set.
-fn marked(log: &File) -> BTreeSet<u64> {
-    let mut bits = Vec::new();
-    (&*log).read_to_end(&mut bits).unwrap();
-    let set = |page: &u64| bits[usize::try_from(page / 8).unwrap()] >> (page % 8) & 1 == 1;
-    (0..bits.len() as u64 * 8).filter(set).collect()
 }
