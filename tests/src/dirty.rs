@@ -68,7 +68,7 @@ impl AsFd for DirtyLog {
 
 /// Pages of guest memory that hold these bytes; at least one.
 pub fn pages(addr: u64, len: u64) -> impl Iterator<Item = u64> {
-    addr / PAGE_BYTES..=(addr + len.max(1) - 1) / PAGE_BYTES
+    addr / PAGE_BYTES..=addr.saturating_add(len.max(1) - 1) / PAGE_BYTES
 }
 
 /// All of a guest's RAM at one moment.
