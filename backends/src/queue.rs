@@ -3,7 +3,7 @@
 //! In: a ring, guest memory, the call and error eventfds. Out: [`Request`]s, by three verbs that carry
 //! everything: [`Queue::next`] takes a request, [`Queue::complete`] gives it back with what was written,
 //! [`Queue::abandon`] gives it back with length 0 because it made no sense. [`Queue::flush`] publishes what
-//! was given back, with one store and at most one interrupt.
+//! was given back, with one store and at most one interrupt; a large batch is published in parts.
 //!
 //! Promises: a head is in flight at most once; requests in flight never exceed the queue size; a malformed
 //! chain goes back at once and is counted; a broken ring is neither read nor written again, its error eventfd
@@ -35,6 +35,9 @@ use crate::stats::{QueueStats, add};
 
 /// Requests that one turn takes at most, so that a ring that is never empty leaves time for the others.
 const TURN_BUDGET: u16 = 256;
+/// Requests given back that wait to be published at most: the driver works on them while we go on with the rest.
+/// A whole turn at once would leave each side asleep while the other works.
+const MAX_BATCH: u64 = 16;
 /// Buffers that a queue's requests in flight may have before no more are taken: what a long queue of long
 /// chains could otherwise make us hold is gigabytes.
 const MAX_SEGMENTS: usize = 1 << 16;
@@ -283,9 +286,15 @@ impl Queue {
         if self.broken.is_some() {
             return;
         }
+        self.push_used(&request, written_bytes);
+        if self.batch.used.wrapping_add(self.batch.malformed) >= MAX_BATCH {
+            self.flush();
+        }
+    }
+
+    fn push_used(&mut self, request: &Request, written_bytes: u32) {
         let Some(order) = &mut self.order else {
-            self.ring.push_used(request.taken, written_bytes);
-            return;
+            return self.ring.push_used(request.taken, written_bytes);
         };
         order.finish(request.number, written_bytes);
         while let Some((taken, written_bytes)) = order.next() {

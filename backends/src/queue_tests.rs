@@ -72,6 +72,23 @@ fn a_batch_costs_one_index_and_one_interrupt() {
 }
 
 #[test]
+fn a_large_batch_shows_in_parts() {
+    let mut b = bench(64);
+    b.guest.descriptor(0, DATA, 8, Descriptor::NEXT, 0);
+    b.publish(&(0..40).collect::<Vec<u16>>());
+    let shown = std::iter::from_fn(|| {
+        let request = b.queue.next()?;
+        b.queue.complete(request, 8);
+        Some(b.guest.used_index())
+    });
+    let shown: Vec<u16> = shown.collect();
+    // The malformed one at the front counts, too.
+    assert_eq!((shown[13], shown[14], shown[29], shown[30]), (0, 16, 16, 32));
+    b.queue.flush();
+    assert_eq!((b.guest.used_index(), raised(&b.call)), (40, 3));
+}
+
+#[test]
 fn malformed_chains_go_back_and_the_next_is_served() {
     let mut b = bench(8);
     b.guest.descriptor(0, DATA, 8, Descriptor::NEXT, 0);
