@@ -310,6 +310,15 @@ impl Frontend {
     /// # Errors
     /// Refused or connection lost.
     pub fn start(&mut self, index: u8, ring: &Ring, base: u32) -> Result<()> {
+        self.set_up(index, ring, base)?;
+        self.enable(index, true)
+    }
+
+    /// Everything from SET_VRING_NUM to SET_VRING_KICK.
+    ///
+    /// # Errors
+    /// Refused or connection lost.
+    pub fn set_up(&mut self, index: u8, ring: &Ring, base: u32) -> Result<()> {
         let queue = u32::from(index);
         self.tell(Request::SetVringNum { index: queue, num: u32::from(ring.layout().size) }, &[])?;
         self.tell(Request::SetVringBase { index: queue, base }, &[])?;
@@ -317,8 +326,7 @@ impl Frontend {
         let vring = VringFd { index, has_fd: true };
         self.tell(Request::SetVringErr(vring), &[ring.err.as_fd()])?;
         self.tell(Request::SetVringCall(vring), &[ring.call.as_fd()])?;
-        self.tell(Request::SetVringKick(vring), &[ring.kick.as_fd()])?;
-        self.enable(index, true)
+        self.tell(Request::SetVringKick(vring), &[ring.kick.as_fd()])
     }
 
     /// SET_VRING_ADDR's payload for a ring: user addresses.
