@@ -73,7 +73,10 @@ pub fn pages(addr: u64, len: u64) -> impl Iterator<Item = u64> {
 
 /// All of a guest's RAM at one moment.
 #[derive(Debug)]
-pub struct Snapshot(Vec<(u64, Vec<u8>)>);
+pub struct Snapshot(Vec<Piece>);
+
+/// A region's guest address and bytes.
+type Piece = (u64, Vec<u8>);
 
 impl Snapshot {
     /// RAM as it is now.
@@ -89,7 +92,7 @@ impl Snapshot {
     pub fn changed(&self, ram: &Ram) -> BTreeSet<u64> {
         let now = Snapshot::of(ram);
         let page = usize::try_from(PAGE_BYTES).unwrap_or(1);
-        let differs = |((addr, old), (_, new)): (&(u64, Vec<u8>), &(u64, Vec<u8>))| {
+        let differs = |((addr, old), (_, new)): (&Piece, &Piece)| {
             let pages = old.chunks(page).zip(new.chunks(page)).enumerate();
             let changed = pages.filter(|(_, (old, new))| old != new);
             changed.map(|(nth, _)| addr / PAGE_BYTES + nth as u64).collect::<Vec<_>>()

@@ -7,6 +7,7 @@
 //!  guest::{raw, raw_packed}     the same memory, lying
 //!  guest::memory                RAM in memfds             event, wait, random
 //!  dirty                        logs of written pages, and what was written
+//!  served, echo                 a device of the test's own, in its process
 //!  vmm, metal                   `outboard run` as a process, and the bare-metal guest it runs
 //!  liar                         a daemon whose answers are wrong
 //! ```
@@ -18,6 +19,7 @@
 
 pub mod daemon;
 pub mod dirty;
+pub mod echo;
 pub mod event;
 pub mod frontend;
 pub mod guest;
@@ -25,5 +27,6 @@ pub mod liar;
 pub mod machine;
 pub mod metal;
 pub mod random;
+pub mod served;
 pub mod vmm;
 pub mod wait;

@@ -5,20 +5,20 @@
 use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
 use backends::device::{Announcer, Device, Handler, Io, Turn};
 use backends::proto::wire::BackendCode;
 use backends::proto::{Connection, ProtocolFeatures, Request, TransportError};
 use backends::queue::Queue;
-use backends::server::{Endpoint, Server, Settings};
+use backends::server::Settings;
 use backends::session::Direction;
 use rustix::io::Errno;
 use tests::frontend::{Frontend, Wants};
+use tests::guest::chain::Chain;
 use tests::guest::memory::Ram;
+use tests::served::Served;
 use tests::wait;
 
 /// What the test and the device share.
@@ -129,29 +129,23 @@ impl Handler for SinkHandler {
 /// The device, its server and a front-end.
 struct Setup {
     sink: Sink,
-    frontend: Option<Frontend>,
-    server: Option<JoinHandle<()>>,
+    frontend: Frontend,
+    // Dropped after its front-end.
+    _server: Served,
 }
 
 impl Setup {
     fn new(config: &[u8]) -> Setup {
         let sink = Sink::default();
         sink.state().config = config.to_vec();
-        let device = sink.clone();
-        let (here, there) = UnixStream::pair().unwrap();
-        let (asked, never) = UnixStream::pair().unwrap();
-        let server = std::thread::spawn(move || {
-            let mut server = Server::new(device, Settings::default()).unwrap();
-            server.serve(Endpoint::Connected(there), asked.as_fd()).unwrap();
-            drop(never);
-        });
+        let (server, here) = Served::new(sink.clone(), Settings::default());
         let mut frontend = Frontend::on(here, &Ram::new(1 << 20)).unwrap();
         frontend.handshake(Wants::default()).unwrap();
-        Setup { sink, frontend: Some(frontend), server: Some(server) }
+        Setup { sink, frontend, _server: server }
     }
 
     fn frontend(&mut self) -> &mut Frontend {
-        self.frontend.as_mut().unwrap()
+        &mut self.frontend
     }
 
     /// The device has another configuration space from now on, and says so.
@@ -167,17 +161,9 @@ impl Setup {
         let frontend = self.frontend();
         let mut ring = frontend.start_new(0, 16).unwrap();
         for _ in 0..3 {
-            assert_eq!(ring.run(&tests::guest::chain::Chain::new().readable(b"x")).unwrap().len, 0);
+            assert_eq!(ring.run(&Chain::new().readable(b"x")).unwrap().len, 0);
         }
         frontend.stop(0).unwrap();
-    }
-}
-
-impl Drop for Setup {
-    fn drop(&mut self) {
-        drop(self.frontend.take());
-        let ended = self.server.take().map(JoinHandle::join);
-        assert!(std::thread::panicking() || matches!(ended, Some(Ok(()))), "the server ended by a panic");
     }
 }
 
