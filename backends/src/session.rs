@@ -299,15 +299,19 @@ impl Session {
         }
     }
 
-    /// Stops what still runs: the connection is over.
-    pub fn close(&mut self, host: &mut impl Host) {
+    /// Stops what still runs: the connection is over, or the device goes back to its beginning.
+    ///
+    /// # Errors
+    /// [`Refusal::Drain`]: a ring did not come to rest. It goes on draining by itself and keeps its memory.
+    pub fn close(&mut self, host: &mut impl Host) -> Result<(), Refusal> {
+        let mut outcome = Ok(());
         for (index, ring) in (0..).zip(&mut self.rings) {
             if ring.state == RingState::Running {
-                // A ring that does not drain goes on by itself and keeps its memory.
-                let _ = host.stop_ring(index);
+                outcome = outcome.and(host.stop_ring(index).map(drop));
                 ring.state = RingState::Stopped;
             }
         }
+        outcome
     }
 
     fn set_features(&mut self, bits: u64, host: &mut impl Host) -> Answer {
@@ -473,9 +477,9 @@ impl Session {
 
     /// RESET_DEVICE: all rings disabled, the device as it began; connection and memory stay.
     fn reset(&mut self, host: &mut impl Host) -> Answer {
-        self.close(host);
+        self.close(host)?;
         for ring in &mut self.rings {
-            *ring = Ring { enabled: Some(false), ..Ring::default() };
+            *ring = Ring { enabled: Some(false), ..ring.fresh() };
         }
         (self.features, self.status) = (0, 0);
         host.reset_device();
@@ -486,8 +490,8 @@ impl Session {
     fn set_status(&mut self, status: u64, host: &mut impl Host) -> Answer {
         self.status = u8::try_from(status).map_err(|_| Refusal::Status(status))?;
         if self.status == 0 {
-            self.close(host);
-            self.rings.iter_mut().for_each(|ring| *ring = Ring::default());
+            self.close(host)?;
+            self.rings.iter_mut().for_each(|ring| *ring = ring.fresh());
         }
         Ok(None)
     }
@@ -580,6 +584,11 @@ impl Ring {
 }
 
 impl Ring {
+    /// As it began, but with its eventfds: some front-ends send those once for the life of the connection.
+    fn fresh(&self) -> Ring {
+        Ring { call: self.call.clone(), error: self.error.clone(), ..Ring::default() }
+    }
+
     /// VHOST_VRING_F_LOG and the address that goes with it.
     fn log_used(&self) -> Option<u64> {
         self.addr.as_ref().filter(|addr| addr.flags & 1 != 0).map(|addr| addr.log)

@@ -494,6 +494,6 @@ fn the_end_of_a_connection_stops_every_ring() {
     t.say(memory()).unwrap();
     t.ring(0);
     t.ring(1);
-    t.session.close(&mut t.host);
+    t.session.close(&mut t.host).unwrap();
     assert!(t.host.running.is_empty());
 }

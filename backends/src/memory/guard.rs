@@ -45,7 +45,7 @@ impl Entry {
 pub(super) struct Guard(usize);
 
 impl Guard {
-    /// Guards `len` bytes at `start`, of pages of `page` bytes. `None` when the table is full.
+    /// Guards the `len` bytes of a mapping at `start`, whole pages of `page` bytes. `None` when the table is full.
     pub(super) fn new(start: usize, len: usize, page: usize) -> Option<Guard> {
         install();
         let at = TABLE.iter().position(|entry| !entry.taken.swap(true, Ordering::AcqRel))?;
@@ -102,18 +102,23 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
 }
 
 impl Entry {
+    /// Start and length of the page of this mapping that `addr` is in, if it is in one and that page wholly in it.
+    fn page_of(&self, addr: usize) -> Option<(usize, usize)> {
+        let start = self.start.load(Ordering::Acquire);
+        let (len, page) = (self.len.load(Ordering::Relaxed), self.page.load(Ordering::Relaxed));
+        let offset = addr.checked_sub(start).filter(|_| start != 0)?;
+        // Mappings begin at a page and are whole pages long.
+        let base = offset.checked_sub(offset.checked_rem(page)?)?;
+        (base.checked_add(page)? <= len).then_some((start.checked_add(base)?, page))
+    }
+
     /// Puts a page where `addr` is, if that is in this mapping.
     fn mend(&self, addr: usize) -> bool {
-        let start = self.start.load(Ordering::Acquire);
-        if start == 0 || addr.wrapping_sub(start) >= self.len.load(Ordering::Relaxed) {
-            return false;
-        }
-        let page = self.page.load(Ordering::Relaxed).max(4096);
-        let base = addr.wrapping_sub(addr.checked_rem(page).unwrap_or(0));
+        let Some((base, page)) = self.page_of(addr) else { return false };
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        // SAFETY: the page belongs to a mapping of ours that is still there (its entry goes first), holds nothing
-        // any more, and whoever uses it expects others to write to it.
+        // SAFETY: the page lies wholly in a mapping of ours (see `page_of`) that is still there, since its entry goes
+        // first; it holds nothing any more, and whoever uses it expects others to write to it.
         let mended = unsafe { libc::mmap(base as *mut libc::c_void, page, prot, flags, -1, 0) };
         if mended == libc::MAP_FAILED {
             return false;
@@ -123,5 +128,25 @@ impl Entry {
         // SAFETY: eight bytes to a descriptor that is an eventfd or -1; write(2) is signal-safe.
         unsafe { libc::write(BELL.load(Ordering::Acquire), one.as_ptr().cast(), one.len()) };
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pages_wholly_in_the_mapping_are_mended() {
+        let entry = Entry::new();
+        assert_eq!(entry.page_of(0x5000), None, "nothing is guarded");
+        entry.len.store(0x4000, Ordering::Relaxed);
+        entry.page.store(0x1000, Ordering::Relaxed);
+        entry.start.store(0x10_0000, Ordering::Relaxed);
+        assert_eq!(entry.page_of(0x10_0000), Some((0x10_0000, 0x1000)));
+        assert_eq!(entry.page_of(0x10_3fff), Some((0x10_3000, 0x1000)));
+        assert_eq!((entry.page_of(0x10_4000), entry.page_of(0xf_ffff)), (None, None));
+        // A page larger than the mapping would cover what is not ours.
+        entry.page.store(0x20_0000, Ordering::Relaxed);
+        assert_eq!(entry.page_of(0x10_0000), None);
     }
 }

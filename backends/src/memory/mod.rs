@@ -32,7 +32,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat};
+use rustix::fs::{FileType, SealFlags, fcntl_get_seals, fstat, fstatfs};
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use thiserror::Error;
 
@@ -41,6 +42,9 @@ use guard::Guard;
 
 /// Most regions at a time: what CONFIGURE_MEM_SLOTS announces (the number that vhost-user front-ends expect).
 pub const MAX_SLOTS: usize = 509;
+const SMALL_PAGE_BYTES: u64 = 4096;
+/// `f_type` of hugetlbfs (linux/magic.h).
+const HUGETLBFS_MAGIC: u64 = 0x958458f6;
 
 /// Why a region or a table is refused.
 #[derive(Debug, Error)]
@@ -244,13 +248,13 @@ impl Mapping {
         if end > file_bytes {
             return Err(outside);
         }
-        // Huge page files map at multiples of their page, which is their block size.
-        let page = u64::try_from(stat.st_blksize).unwrap_or(0).max(4096);
+        let page = page_bytes(&fd).map_err(|errno| MemoryError::Map(errno.into()))?;
         let offset = region.mmap_offset.checked_div(page).unwrap_or(0).saturating_mul(page);
-        let (Ok(len), Ok(skip)) = (
-            usize::try_from(end.saturating_sub(offset)),
-            usize::try_from(region.mmap_offset.saturating_sub(offset)),
-        ) else {
+        // Whole pages: nothing less can be unmapped where pages are huge.
+        let pages = end.saturating_sub(offset).checked_next_multiple_of(page).unwrap_or(u64::MAX);
+        let (Ok(len), Ok(skip)) =
+            (usize::try_from(pages), usize::try_from(region.mmap_offset.saturating_sub(offset)))
+        else {
             return Err(outside);
         };
         let prot = ProtFlags::READ | ProtFlags::WRITE;
@@ -278,6 +282,14 @@ impl Mapping {
         let base = unsafe { self.base.as_ptr().add(start) };
         Some(Segment(libc::iovec { iov_base: base.cast(), iov_len: len }))
     }
+}
+
+/// Bytes of a page of this file's mappings: only hugetlbfs has others than 4096. (The block size of a file says
+/// nothing: file systems choose it, and some let their users choose.)
+fn page_bytes(fd: &OwnedFd) -> Result<u64, Errno> {
+    let fs = fstatfs(fd)?;
+    let huge = u64::try_from(fs.f_type).is_ok_and(|kind| kind == HUGETLBFS_MAGIC);
+    Ok(if huge { u64::try_from(fs.f_bsize).unwrap_or(0).max(SMALL_PAGE_BYTES) } else { SMALL_PAGE_BYTES })
 }
 
 impl Drop for Mapping {

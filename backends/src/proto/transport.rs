@@ -95,7 +95,8 @@ struct Partial {
 }
 
 impl Connection {
-    /// Takes over a connected socket and makes it non-blocking.
+    /// Takes over a connected socket and makes it non-blocking. Its other end may share that setting and change it
+    /// back, so each call says for itself that it does not wait.
     ///
     /// # Errors
     /// The descriptor refuses to become non-blocking.
@@ -188,7 +189,7 @@ impl Connection {
         let buffer = bytes.get_mut(..want).unwrap_or_default();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC;
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let received = loop {
             match recvmsg(&self.socket, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
                 Err(Errno::INTR) => {}
@@ -251,7 +252,7 @@ fn send_some(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Resul
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(Errno::TOOMANYREFS);
     }
-    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
 }
 
 #[cfg(test)]

@@ -212,7 +212,9 @@ impl<D: Device> Server<D> {
         if asked {
             self.patience = EXIT_PATIENCE;
         }
-        session.close(self);
+        if let Err(refusal) = session.close(self) {
+            tracing::warn!(%refusal, "A queue goes on draining without its front-end");
+        }
         self.front_end = FrontEnd::default();
         if told.is_some() {
             tracing::info!(reason = %over, "Front-end disconnected");
