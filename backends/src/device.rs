@@ -108,7 +108,7 @@ impl Announcer {
 /// What is left in the ring after [`Handler::process`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// Nothing: [`Queue::next`] returned `None`. The driver is asked to notify.
+    /// Nothing: [`Queue::next`] returned `None`. The driver is asked to notify before the worker sleeps.
     Drained,
     /// Perhaps something, but the handler cannot go on. The driver is not asked to notify; the handler calls
     /// [`Queue::wake`] when it can.
@@ -213,6 +213,15 @@ impl Queues {
 
     pub(crate) fn any_woken(&self) -> bool {
         self.running.iter().flatten().any(Queue::is_woken)
+    }
+
+    pub(crate) fn any_more(&self) -> bool {
+        self.running.iter().flatten().any(Queue::has_more)
+    }
+
+    /// Asks all drivers to notify. `true`: something came meanwhile.
+    pub(crate) fn arm(&mut self) -> bool {
+        self.running.iter_mut().flatten().fold(false, |more, queue| queue.arm() | more)
     }
 
     pub(crate) fn insert(&mut self, queue: Queue) {

@@ -25,6 +25,7 @@ pub mod memory;
 pub mod notify;
 pub mod options;
 mod order;
+mod pause;
 pub mod proto;
 pub mod queue;
 pub mod ring;

@@ -26,6 +26,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::chain::{Chain, Limits, Malformed};
+use crate::log::SharedGate;
 use crate::memory::Memory;
 use crate::memory::dirty::DirtyLog;
 use crate::notify::Signal;
@@ -38,6 +39,8 @@ const TURN_BUDGET: u16 = 256;
 /// Requests given back that wait to be published at most: the driver works on them while we go on with the rest.
 /// A whole turn at once would leave each side asleep while the other works.
 const MAX_BATCH: u64 = 16;
+/// Bytes of requests after which a turn takes no more: a device may have to touch each of them.
+const TURN_BYTES: u64 = 16 << 20;
 /// Buffers that a queue's requests in flight may have before no more are taken: what a long queue of long
 /// chains could otherwise make us hold is gigabytes.
 const MAX_SEGMENTS: usize = 1 << 16;
@@ -114,6 +117,15 @@ pub struct WriteLog {
 }
 
 impl WriteLog {
+    /// What was written lies at the front of the writable buffers.
+    fn mark_data(&self, buffers: &[(u64, u32)], written_bytes: u32) {
+        let mut left = written_bytes;
+        for (addr, len) in buffers.iter().take_while(|_| written_bytes > 0) {
+            self.pages.mark(*addr, u64::from(left.min(*len)));
+            left = left.saturating_sub(*len);
+        }
+    }
+
     fn mark_ring(&self) {
         self.ring.iter().for_each(|(addr, len)| self.pages.mark(*addr, *len));
     }
@@ -140,9 +152,13 @@ pub struct Queue {
     broken: Option<RingError>,
     /// Requests that this turn may still take.
     budget: u16,
+    /// Bytes that the requests of this turn may still have.
+    budget_bytes: u64,
     batch: Batch,
     /// Somebody wants the queue processed though its driver did not notify.
     woken: bool,
+    /// The ring was empty, and the driver has not been asked to notify yet.
+    unarmed: bool,
 }
 
 /// What was given back since the last flush.
@@ -177,8 +193,10 @@ impl Queue {
             spare: Vec::new(),
             broken: None,
             budget: TURN_BUDGET,
+            budget_bytes: TURN_BYTES,
             batch: Batch::default(),
             woken: false,
+            unarmed: false,
         }
     }
 
@@ -235,7 +253,8 @@ impl Queue {
                 return None;
             }
         }
-        self.budget = self.budget.saturating_sub(1);
+        self.budget_bytes = self.budget_bytes.saturating_sub(chain.bytes());
+        self.budget = if self.budget_bytes == 0 { 0 } else { self.budget.saturating_sub(1) };
         self.in_flight = self.in_flight.saturating_add(1);
         let segments = chain.segments();
         self.segments = self.segments.saturating_add(segments);
@@ -278,7 +297,7 @@ impl Queue {
         self.woken |= std::mem::take(&mut self.saturated);
         let mut chain = std::mem::take(&mut request.chain);
         if let Some(log) = &self.setup.log {
-            chain.logged().iter().for_each(|(addr, len)| log.pages.mark(*addr, u64::from(*len)));
+            log.mark_data(chain.logged(), written_bytes);
         }
         chain.clear();
         chain.shrink(if self.spare.len() < USUAL_CHAINS { USUAL_SEGMENTS } else { FEW_SEGMENTS });
@@ -324,8 +343,12 @@ impl Queue {
     }
 
     fn break_ring(&mut self, error: RingError) {
+        static GATE: SharedGate = SharedGate::new();
         add(&self.setup.stats.broken, 1);
-        tracing::warn!(queue = self.setup.index, %error, "Ring broken by its driver; it stays stopped until it is set up again");
+        if let Some(left_out) = GATE.pass() {
+            let queue = self.setup.index;
+            tracing::warn!(queue, %error, left_out, "Ring broken by its driver; it stays stopped until it is set up again");
+        }
         self.broken = Some(error);
         self.setup.error.raise();
     }
@@ -355,22 +378,40 @@ impl Queue {
 
     /// Begins a turn: a fresh budget, and no notifications while we look anyway.
     pub(crate) fn begin_turn(&mut self) {
-        self.budget = TURN_BUDGET;
+        (self.budget, self.budget_bytes) = (TURN_BUDGET, TURN_BYTES);
         if self.broken.is_none() {
             self.ring.disarm();
         }
     }
 
-    /// Ends a turn. `true`: another one is due, because this one used up its budget or because more came while
-    /// the driver was asked to notify again. A handler that did not drain the ring wants no notification.
+    /// Ends a turn. `true`: another one is due, because this one used up its budget. A handler that did not drain
+    /// the ring wants no notification.
     pub(crate) fn end_turn(&mut self, drained: bool) -> bool {
-        let more =
-            self.broken.is_none() && drained && !self.saturated && (self.budget == 0 || self.ring.arm());
+        let open = self.broken.is_none() && drained && !self.saturated;
+        self.unarmed = open && self.budget > 0;
+        self.log_ring();
+        open && self.budget == 0
+    }
+
+    /// Whether a ring that was empty, and whose driver was not asked to notify, has something.
+    pub(crate) fn has_more(&self) -> bool {
+        self.unarmed && self.ring.has_next()
+    }
+
+    /// Asks the driver to notify, if the ring was empty. `true`: something came meanwhile, do not wait for it.
+    pub(crate) fn arm(&mut self) -> bool {
+        if self.unarmed {
+            self.unarmed = self.ring.arm();
+            self.log_ring();
+        }
+        self.unarmed
+    }
+
+    /// Logs what arming and disarming wrote.
+    fn log_ring(&self) {
         if let Some(log) = &self.setup.log {
-            // What arming wrote.
             log.mark_ring();
         }
-        more
     }
 
     pub(crate) fn set_call(&mut self, call: Signal) {

@@ -1,8 +1,9 @@
 //! Worker threads: one engine, one handler, the queues they serve.
 //!
 //! In: commands from the control thread (start a queue, stop it, another call eventfd). Out: served queues.
-//! A round of a worker is: sleep until something happened; hand completions to the handler; give each queue
-//! that has something to do a bounded turn; publish and interrupt once a queue. Promises: a queue that is
+//! A round of a worker is: pause until something happened; hand completions to the handler; give each queue
+//! that has something to do a bounded turn; publish and interrupt. A pause begins by looking at the rings for a
+//! while where that has paid lately ([`crate::pause`]); drivers are asked to notify only before sleeping. Promises: a queue that is
 //! never empty leaves time for the others; a stopped queue's base is answered only when nothing of it is in
 //! flight and nothing will be written to its guest any more; an error of the host or the guest ends no
 //! worker. Refuses nothing: what is wrong was refused by the session before.
@@ -12,17 +13,21 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::device::{Device, Handler, Io, Queues, SOURCE_BASE, Source, Tagged, Turn};
 use crate::engine::{Engine, EngineKind, Event, Interest, Token};
 use crate::notify::Signal;
+use crate::pause::Window;
 use crate::queue::Queue;
 
 /// Token of the mailbox; kicks have the queue's number.
 const MAILBOX: Token = Token(1 << 30);
+
+/// Hints to the CPU between two looks at the rings: looking all the time takes the cache line from the driver.
+const SPINS: usize = 16;
 
 /// What the control thread asks of a worker.
 enum Command {
@@ -130,6 +135,7 @@ struct Round<H: Handler> {
     duties: Vec<Duty>,
     inbox: Receiver<Command>,
     bell: OwnedFd,
+    window: Window,
     running: bool,
 }
 
@@ -157,13 +163,22 @@ impl<H: Handler> Round<H> {
         let mut handler = device.handler()?;
         handler.start(&mut Io { engine: &mut engine })?;
         let queues = Queues::default();
-        Ok(Round { handler, engine, queues, duties: Vec::new(), inbox, bell, running: true })
+        Ok(Round {
+            handler,
+            engine,
+            queues,
+            duties: Vec::new(),
+            inbox,
+            bell,
+            window: Window::default(),
+            running: true,
+        })
     }
 
     fn run(&mut self) {
         while self.running {
-            let idle = !self.duties.iter().any(|duty| duty.due) && !self.queues.any_woken();
-            if let Err(error) = self.engine.wait(idle) {
+            let waited = if self.is_idle() { self.pause() } else { self.engine.wait(false) };
+            if let Err(error) = waited {
                 tracing::error!(%error, "The engine failed; this worker ends");
                 return;
             }
@@ -175,6 +190,33 @@ impl<H: Handler> Round<H> {
             }
         }
         self.engine.unwatch(self.bell.as_fd(), MAILBOX);
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.duties.iter().any(|duty| duty.due) && !self.queues.any_woken()
+    }
+
+    /// Nothing is left to do: looks for more, then sleeps.
+    fn pause(&mut self) -> io::Result<()> {
+        let began = Instant::now();
+        if self.look(began) || self.queues.arm() {
+            return self.engine.wait(false);
+        }
+        self.engine.wait(true)?;
+        self.window.slept(began.elapsed());
+        Ok(())
+    }
+
+    /// Looks at rings and engine for as long as that pays. Whether there is something to do.
+    fn look(&mut self, began: Instant) -> bool {
+        while began.elapsed() < self.window.length() {
+            let Some(ready) = self.engine.is_ready() else { return false };
+            if ready || self.queues.any_more() {
+                return true;
+            }
+            (0..SPINS).for_each(|_| std::hint::spin_loop());
+        }
+        false
     }
 
     fn on_event(&mut self, event: Event<Tagged<H::Op>>) {
@@ -258,6 +300,8 @@ impl<H: Handler> Round<H> {
             return;
         }
         self.handler.quiesce(queue);
+        // No turn comes after the one that was the last.
+        queue.end_turn(false);
         (duty.due, duty.stopping) = (false, Some(answer));
     }
 
@@ -265,7 +309,7 @@ impl<H: Handler> Round<H> {
     fn serve(&mut self, at: usize) {
         let (Some(duty), Ok(index)) = (self.duties.get_mut(at), u16::try_from(at)) else { return };
         let Some(queue) = self.queues.get(index) else { return };
-        let due = std::mem::take(&mut duty.due) | queue.take_woken();
+        let due = std::mem::take(&mut duty.due) | queue.take_woken() | queue.has_more();
         if due && duty.stopping.is_none() && queue.broken().is_none() {
             queue.begin_turn();
             let turn = self.handler.process(queue, &mut Io { engine: &mut self.engine });
@@ -298,3 +342,7 @@ impl<H: Handler> Round<H> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

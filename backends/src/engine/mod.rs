@@ -175,6 +175,14 @@ impl<T: Buffers> Engine<T> {
         }
     }
 
+    /// Whether [`Engine::wait`] would have something to do, told without a system call; `None` where that cannot be.
+    pub fn is_ready(&mut self) -> Option<bool> {
+        match &mut self.inner {
+            Inner::Uring(uring) => Some(!self.events.is_empty() || uring.is_ready()),
+            Inner::Epoll(_) => None,
+        }
+    }
+
     /// The next event, if one has come.
     pub fn event(&mut self) -> Option<Event<T>> {
         self.events.pop_front()

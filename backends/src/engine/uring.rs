@@ -113,6 +113,15 @@ impl Uring {
         }
     }
 
+    /// Something to submit, to reap, or to let the kernel finish.
+    pub(crate) fn is_ready(&mut self) -> bool {
+        if !self.ring.completion().is_empty() {
+            return true;
+        }
+        let submissions = self.ring.submission();
+        !submissions.is_empty() || submissions.taskrun() || submissions.cq_overflow()
+    }
+
     pub(crate) fn wait<T>(
         &mut self,
         sleep: bool,

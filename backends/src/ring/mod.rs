@@ -104,6 +104,15 @@ impl Ring {
         }
     }
 
+    /// Whether there seems to be an available chain. Nothing is taken or checked.
+    #[inline]
+    pub fn has_next(&self) -> bool {
+        match self {
+            Ring::Split(ring) => ring.has_next(),
+            Ring::Packed(ring) => ring.has_next(),
+        }
+    }
+
     /// Fills the next used entry. The driver sees it after [`Ring::publish`].
     #[inline]
     pub fn push_used(&mut self, taken: Taken, written_bytes: u32) {

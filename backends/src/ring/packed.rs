@@ -249,6 +249,12 @@ impl PackedRing {
         }
         // The wish must be visible before the flags are read again, or a notification could get lost.
         fence(Ordering::SeqCst);
+        self.has_next()
+    }
+
+    /// Whether the next entry is available.
+    #[inline]
+    pub fn has_next(&self) -> bool {
         self.is_available(self.avail).unwrap_or(false)
     }
 

@@ -160,6 +160,12 @@ impl SplitRing {
         }
         // The wish must be visible before the index is read again, or a notification could get lost.
         fence(Ordering::SeqCst);
+        self.has_next()
+    }
+
+    /// Whether the driver's index is not ours.
+    #[inline]
+    pub fn has_next(&self) -> bool {
         self.available.load_u16(IDX, Ordering::Acquire).is_some_and(|index| index != self.next_avail)
     }
 
