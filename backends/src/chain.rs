@@ -23,6 +23,9 @@ use thiserror::Error;
 use crate::memory::{Memory, Segment};
 use crate::ring::Descriptor;
 
+/// Most segments of a chain: twice what the longest queue's longest chain has in one region.
+const MAX_CHAIN_SEGMENTS: usize = 1 << 16;
+
 /// The rule of the specification that a chain broke.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
@@ -85,6 +88,8 @@ pub struct Chain {
     split: usize,
     /// First writable segment; readable ones end here.
     first_writable: usize,
+    /// Bytes of all buffers as they came.
+    bytes: u64,
     /// Guest-physical addresses and lengths of writable buffers, while a dirty log is kept.
     logged: Vec<(u64, u32)>,
 }
@@ -94,7 +99,7 @@ impl Chain {
     pub fn clear(&mut self) {
         self.segments.clear();
         self.logged.clear();
-        (self.front, self.split, self.first_writable) = (0, 0, 0);
+        (self.front, self.split, self.first_writable, self.bytes) = (0, 0, 0, 0);
     }
 
     /// Walks the chain at `head` of a split ring; `self` is cleared first.
@@ -132,6 +137,11 @@ impl Chain {
     /// Where it may have been written to, if that was to be remembered.
     pub(crate) fn logged(&self) -> &[(u64, u32)] {
         &self.logged
+    }
+
+    /// Bytes of all its buffers as they came, consumed or not.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Buffers it holds.
@@ -242,11 +252,12 @@ impl Loading<'_> {
         if self.log && self.writable {
             self.chain.logged.push((descriptor.addr, descriptor.len));
         }
-        if self.memory.translate(descriptor.addr, descriptor.len, &mut self.chain.segments) {
-            Ok(())
-        } else {
-            Err(Malformed::Outside)
+        if !self.memory.translate(descriptor.addr, descriptor.len, &mut self.chain.segments) {
+            return Err(Malformed::Outside);
         }
+        self.chain.bytes = self.chain.bytes.saturating_add(u64::from(descriptor.len));
+        // A buffer becomes as many segments as it has regions: some hundred, if a front-end wants that.
+        if self.chain.segments.len() > MAX_CHAIN_SEGMENTS { Err(Malformed::TooLong) } else { Ok(()) }
     }
 
     /// That was all of it.

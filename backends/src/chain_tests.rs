@@ -195,3 +195,21 @@ fn what_is_too_short_says_so() {
     guest.descriptor(2, DATA, 4, 0, 0);
     assert!(load(&guest, 2).unwrap().take_last_byte().is_none());
 }
+
+#[test]
+fn buffers_over_many_regions_do_not_grow_without_bound() {
+    // One buffer over 500 one-page regions, 1,000 times: half a million segments.
+    let guest = Guest::new(1024, false);
+    let base = GUEST_BASE + GUEST_BYTES;
+    let memory = (0..500u64).fold(std::sync::Arc::clone(&guest.memory), |memory, page| {
+        let region = region(base + page * 4096, 4096, page * 4096, 0);
+        std::sync::Arc::new(memory.with(region, memfd(4096)).unwrap())
+    });
+    for index in 0..1000 {
+        guest.descriptor(index, GUEST_BYTES, 500 * 4096, NEXT, index + 1);
+    }
+    let limits = Limits { descriptors: 1024, bytes: u64::MAX, indirect: true, log: false };
+    let mut chain = Chain::default();
+    assert_eq!(chain.load(&guest.ring(0), 0, &memory, limits), Err(Malformed::TooLong));
+    assert!(chain.segments() < MAX_CHAIN_SEGMENTS + 501);
+}

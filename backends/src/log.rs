@@ -3,6 +3,7 @@
 //! A front-end or a guest that does the same wrong thing a million times gets one line a second with the
 //! number of lines left out. What a guest wrote into its memory is never logged.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -23,6 +24,22 @@ impl Gate {
         }
         self.last = Some(now);
         Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+/// A gate that threads share, for lines that many queues can cause. The lock is taken only to log.
+#[derive(Debug, Default)]
+pub struct SharedGate(Mutex<Gate>);
+
+impl SharedGate {
+    /// A gate that lets the next line through.
+    pub const fn new() -> SharedGate {
+        SharedGate(Mutex::new(Gate { last: None, left_out: 0 }))
+    }
+
+    /// As [`Gate::pass`], now.
+    pub fn pass(&self) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pass(Instant::now())
     }
 }
 

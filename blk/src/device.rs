@@ -35,6 +35,8 @@ use crate::wire::{Config, ID_BYTES, Status, driver_flushes, features};
 
 /// Least time between two lines about failed host I/O: a full disk fails thousands of requests a second.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest chain: what one request can make a worker touch before anybody else gets a turn.
+const MAX_REQUEST_BYTES: u64 = 1 << 30;
 /// What room without data is filled with, in pieces of this size.
 const ZEROS: [u8; 4096] = [0; 4096];
 
@@ -69,6 +71,11 @@ impl<S: Storage> Device for Blk<S> {
     fn config(&self) -> Vec<u8> {
         let (size_bytes, block_bytes) = (self.storage.size_bytes(), self.storage.block_bytes());
         Config { size_bytes, block_bytes, queues: self.queues }.to_bytes().to_vec()
+    }
+
+    /// More than any driver sends at once; refused as a whole, since a failed request has its room filled.
+    fn max_chain_bytes(&self) -> u64 {
+        MAX_REQUEST_BYTES
     }
 
     /// One slow request would hold the whole ring.
@@ -240,7 +247,7 @@ fn answer(queue: &mut Queue, request: Request, answer: Answer, status: Status) {
     }
     request.writable().iter().copied().for_each(fill_with_zeros);
     place.copy_from(&[status as u8]);
-    // A chain has at most 2^32 - 1 bytes (see `Device::max_chain_bytes`).
+    // A chain has at most `MAX_REQUEST_BYTES`.
     queue.complete(request, u32::try_from(room).unwrap_or(u32::MAX));
 }
 
