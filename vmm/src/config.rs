@@ -55,7 +55,8 @@ pub struct RunOptions {
     /// When the guest resets: reboot it, or exit [default: reboot]
     #[arg(long, value_name = "ACTION")]
     on_reset: Option<OnReset>,
-    /// Write when things happened, and how many KVM exits and wake-ups there were, as JSON lines
+    /// Write when things happened, and how many KVM exits and wake-ups there were, as JSON lines. Of the marks
+    /// that the guest leaves (writes to port 0x80) the first 1,000 are kept
     #[arg(long, value_name = "FILE")]
     timings: Option<PathBuf>,
 }

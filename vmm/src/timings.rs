@@ -3,6 +3,9 @@
 //! Each event is one JSON line, written when it happens, so that the file tells the story of a run that never
 //! ended. The two counters are the evidence for the data path: between two marks of a guest that made 100,000
 //! device requests neither may move. They count always (two relaxed atomics); the file exists only when asked for.
+//!
+//! A guest decides how often it leaves a mark and how often it starts again. Of either the first [`KEPT`] are
+//! written and no more, so that it cannot fill the host's disk.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,6 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
+
+/// Lines that a guest can cause, of each kind. As --help says.
+pub const KEPT: u64 = 1_000;
 
 /// What a line of the file tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -53,13 +59,22 @@ pub struct Timings {
     file: Option<File>,
     kvm_exits: AtomicU64,
     epoll_returns: AtomicU64,
+    marks: AtomicU64,
+    entries: AtomicU64,
 }
 
 impl Timings {
     /// Starts the clock at `start`; creates (or empties) `path` if there is one.
     pub fn new(start: Instant, path: Option<&Path>) -> std::io::Result<Timings> {
         let file = path.map(File::create).transpose()?;
-        Ok(Timings { start, file, kvm_exits: AtomicU64::new(0), epoll_returns: AtomicU64::new(0) })
+        Ok(Timings {
+            start,
+            file,
+            kvm_exits: AtomicU64::new(0),
+            epoll_returns: AtomicU64::new(0),
+            marks: AtomicU64::new(0),
+            entries: AtomicU64::new(0),
+        })
     }
 
     /// A vCPU came back from `KVM_RUN`.
@@ -84,7 +99,7 @@ impl Timings {
 
     /// One `write` a line, so that lines of several threads do not mix. A full disk loses lines, not the guest.
     fn line(&self, event: Event, value: Option<u8>) {
-        let Some(mut file) = self.file.as_ref() else { return };
+        let Some(mut file) = self.file.as_ref().filter(|_| self.has_room(event)) else { return };
         let line = Line {
             event,
             us: u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX),
@@ -97,6 +112,16 @@ impl Timings {
         if let Err(error) = file.write_all(&text) {
             tracing::warn!(%error, "--timings: a line was lost");
         }
+    }
+
+    /// Counts an event that a guest can repeat, and says whether it is among the first.
+    fn has_room(&self, event: Event) -> bool {
+        let written = match event {
+            Event::Mark => &self.marks,
+            Event::FirstEntry => &self.entries,
+            _ => return true,
+        };
+        written.fetch_add(1, Ordering::Relaxed) < KEPT
     }
 }
 
@@ -122,5 +147,22 @@ mod tests {
         assert_eq!(lines[1]["value"], 7);
         assert_eq!(lines[1]["kvm_exits"], 1);
         assert_eq!(lines[1]["epoll_returns"], 2);
+    }
+
+    #[test]
+    fn a_guest_cannot_fill_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t");
+        let timings = Timings::new(Instant::now(), Some(&path)).unwrap();
+        for _ in 0..KEPT + 10 {
+            timings.mark(1);
+            timings.event(Event::FirstEntry);
+        }
+        timings.event(Event::Exit);
+        let text = std::fs::read_to_string(&path).unwrap();
+        for event in ["mark", "first_entry"] {
+            assert_eq!(text.matches(&format!("\"event\":\"{event}\"")).count(), 1_000, "{event}");
+        }
+        assert!(text.lines().last().unwrap().contains("\"exit\""), "the VMM's own events are never left out");
     }
 }
