@@ -187,3 +187,19 @@ fn memory_outlives_requests_of_a_dropped_queue() {
     // Nobody is left to give it back to.
     let _kept = std::mem::ManuallyDrop::new(request);
 }
+
+#[test]
+fn a_turn_ends_after_so_many_bytes() {
+    let mut b = bench(8);
+    // A megabyte of the same memory each, and the limit of a chain.
+    for index in 0..8 {
+        b.guest.descriptor(index, 0, 1 << 20, Descriptor::WRITE, 0);
+    }
+    b.queue.begin_turn();
+    b.queue.budget_bytes = 3 << 20;
+    b.publish(&[0, 1, 2, 3, 4, 5]);
+    let taken: Vec<_> = std::iter::from_fn(|| b.queue.next()).collect();
+    assert_eq!(taken.len(), 3);
+    assert!(b.queue.end_turn(true), "another turn is due");
+    taken.into_iter().for_each(|request| b.queue.complete(request, 0));
+}

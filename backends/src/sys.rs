@@ -5,6 +5,9 @@
 //! and is repeated when a signal interrupts it.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Once;
+use std::thread::JoinHandle;
 
 use rustix::io::Errno;
 
@@ -105,6 +108,25 @@ pub fn adopt_fd(fd: RawFd) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
     // SAFETY: it is open, and a descriptor named on the command line or by systemd is nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Frees a thread from a system call that waits: the call fails with `EINTR`. Does nothing to a thread that is not
+/// in one.
+pub fn interrupt_thread(thread: &JoinHandle<()>) {
+    static INSTALLED: Once = Once::new();
+    extern "C" fn nothing(_: libc::c_int) {}
+    INSTALLED.call_once(|| {
+        // SAFETY: a handler that does nothing is safe at any moment; without SA_RESTART calls are not repeated.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as *const () as usize;
+            libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+        }
+    });
+    if !thread.is_finished() {
+        // SAFETY: the handle keeps the thread's identity valid until it is joined, which takes the handle.
+        unsafe { libc::pthread_kill(thread.as_pthread_t(), libc::SIGUSR1) };
+    }
 }
 
 fn list(segments: &[Segment]) -> (*const libc::iovec, i32) {

@@ -11,7 +11,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -22,12 +22,18 @@ use crate::engine::{Engine, EngineKind, Event, Interest, Token};
 use crate::notify::Signal;
 use crate::pause::Window;
 use crate::queue::Queue;
+use crate::sys;
 
 /// Token of the mailbox; kicks have the queue's number.
 const MAILBOX: Token = Token(1 << 30);
 
 /// Hints to the CPU between two looks at the rings: looking all the time takes the cache line from the driver.
 const SPINS: usize = 16;
+
+/// How long the end of the daemon waits for its workers.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+/// How often a worker that is waited for is freed from a system call that does not return.
+const NUDGE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What the control thread asks of a worker.
 enum Command {
@@ -47,7 +53,9 @@ pub struct Workers<D: Device> {
 struct Worker {
     commands: Sender<Command>,
     bell: Signal,
-    thread: Option<JoinHandle<()>>,
+    thread: JoinHandle<()>,
+    /// Hangs up when the thread has ended.
+    ended: Receiver<()>,
 }
 
 impl<D: Device> Workers<D> {
@@ -63,7 +71,11 @@ impl<D: Device> Workers<D> {
     pub fn start(&mut self, queue: Queue, kick: Arc<OwnedFd>) -> io::Result<()> {
         let at = usize::from(queue.index()).checked_rem(self.device.workers()).unwrap_or(0);
         while self.threads.len() <= at {
-            self.threads.push(Worker::spawn(Arc::clone(&self.device), self.engine, self.threads.len())?);
+            self.threads.push(self.spawn(self.threads.len())?);
+        }
+        if self.threads.get(at).is_some_and(Worker::has_ended) {
+            tracing::error!(worker = at, "A worker ended by itself; another one takes its place");
+            self.threads[at] = self.spawn(at)?;
         }
         if let Some(worker) = self.threads.get(at) {
             worker.send(Command::Start(Box::new(queue), kick));
@@ -71,12 +83,18 @@ impl<D: Device> Workers<D> {
         Ok(())
     }
 
-    /// Stops a queue: no new request is taken, what is in flight is waited for. The base to go on from;
-    /// `None` when that took longer than `patience`, and the queue goes on draining by itself.
-    pub fn stop(&self, index: u16, patience: Duration) -> Option<u32> {
+    fn spawn(&self, number: usize) -> io::Result<Worker> {
+        Worker::spawn(Arc::clone(&self.device), self.engine, number)
+    }
+
+    /// Stops a queue: no new request is taken, what is in flight is waited for as long as `go_on` says so, which is
+    /// asked now and then. The base to go on from; `None` when it was not waited for, and the queue goes on
+    /// draining by itself.
+    pub fn stop(&self, index: u16, go_on: impl Fn() -> bool) -> Option<u32> {
         let (answer, answered) = sync_channel(1);
-        self.of(index)?.send(Command::Stop(index, answer));
-        answered.recv_timeout(patience).ok()
+        let worker = self.of(index)?;
+        worker.send(Command::Stop(index, answer));
+        worker.wait_for(&answered, go_on).ok()
     }
 
     /// Gives a running queue another call eventfd.
@@ -91,13 +109,32 @@ impl<D: Device> Workers<D> {
     }
 }
 
+impl<D: Device> Drop for Workers<D> {
+    /// All workers end, within [`EXIT_PATIENCE`]. One that does not is left to the end of the process: what it
+    /// works on stays with it.
+    fn drop(&mut self) {
+        let began = Instant::now();
+        self.threads.iter().for_each(|worker| worker.send(Command::Exit));
+        for (number, worker) in self.threads.iter().enumerate() {
+            if let Err(RecvTimeoutError::Timeout) =
+                worker.wait_for(&worker.ended, || began.elapsed() < EXIT_PATIENCE)
+            {
+                tracing::error!(number, "A worker does not end; its host I/O hangs");
+            }
+        }
+    }
+}
+
 impl Worker {
     fn spawn<D: Device>(device: Arc<D>, kind: EngineKind, number: usize) -> io::Result<Worker> {
         let (commands, inbox) = channel();
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let heard = bell.try_clone()?;
         let (ready, began) = sync_channel(1);
+        let (end, ended) = sync_channel::<()>(1);
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+            // Goes with the thread, however that ends.
+            let _end = end;
             match Round::new(&*device, kind, inbox, heard) {
                 Ok(mut round) => {
                     let _ = ready.send(Ok(()));
@@ -107,7 +144,11 @@ impl Worker {
             }
         })?;
         began.recv().unwrap_or_else(|_| Err(io::Error::other("the worker ended at once")))?;
-        Ok(Worker { commands, bell: Signal::new(Some(bell)), thread: Some(thread) })
+        Ok(Worker { commands, bell: Signal::new(Some(bell)), thread, ended })
+    }
+
+    fn has_ended(&self) -> bool {
+        self.thread.is_finished()
     }
 
     fn send(&self, command: Command) {
@@ -115,13 +156,15 @@ impl Worker {
         let _ = self.commands.send(command);
         self.bell.raise();
     }
-}
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.send(Command::Exit);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    /// Waits for an answer of this worker as long as `go_on` says so. A thread that stands in a system call which a
+    /// front-end keeps from returning (an eventfd that it filled and made blocking) is freed from it now and then.
+    fn wait_for<T>(&self, answer: &Receiver<T>, go_on: impl Fn() -> bool) -> Result<T, RecvTimeoutError> {
+        loop {
+            match answer.recv_timeout(NUDGE_INTERVAL) {
+                Err(RecvTimeoutError::Timeout) if go_on() => sys::interrupt_thread(&self.thread),
+                other => return other,
+            }
         }
     }
 }

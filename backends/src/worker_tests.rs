@@ -63,7 +63,11 @@ fn event() -> OwnedFd {
 }
 
 /// A guest whose ring of 8 is served as queue `index`, with some requests in it, and never kicked.
-fn served(workers: &mut Workers<Restless>, index: u16, requests: u16) -> Guest {
+fn served<D: Device>(workers: &mut Workers<D>, index: u16, requests: u16) -> Guest {
+    served_with(workers, index, requests, Signal::default())
+}
+
+fn served_with<D: Device>(workers: &mut Workers<D>, index: u16, requests: u16, call: Signal) -> Guest {
     let guest = Guest::new(8, false);
     (0..8).for_each(|head| {
         guest.descriptor(head, 0x2_0000, 8, Descriptor::WRITE, 0);
@@ -74,7 +78,7 @@ fn served(workers: &mut Workers<Restless>, index: u16, requests: u16) -> Guest {
         index,
         features: 0,
         max_chain_bytes: 1 << 20,
-        call: Signal::default(),
+        call,
         error: Signal::default(),
         stats: Arc::default(),
         log: None,
@@ -103,7 +107,7 @@ fn a_driver_that_is_asked_not_to_notify_is_looked_after_beside_a_busy_one() {
             assert!(reaches(&quiet, index), "request {index} is not served");
         }
         assert_eq!(quiet.used_flags(), 1, "a worker that never sleeps needs no notification");
-        assert_eq!(workers.stop(1, PATIENCE), Some(8));
+        assert_eq!(workers.stop(1, || true), Some(8));
     }
 }
 
@@ -118,6 +122,78 @@ fn a_driver_is_asked_to_notify_when_its_worker_sleeps() {
             assert!(Instant::now() < until, "it is never asked");
             std::thread::yield_now();
         }
-        assert_eq!(workers.stop(1, PATIENCE), Some(1));
+        assert_eq!(workers.stop(1, || true), Some(1));
     }
+}
+
+/// The other side shares the eventfd: it fills it and makes it block after we made sure that it does not.
+#[test]
+fn f19_a_worker_that_is_kept_in_a_write_is_freed_to_stop() {
+    for engine in [EngineKind::IoUring, EngineKind::Epoll] {
+        let mut workers = Workers::new(Arc::new(Restless), engine);
+        let full = event();
+        let call = Signal::new(Some(full.try_clone().unwrap()));
+        rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        rustix::fs::fcntl_setfl(&full, rustix::fs::OFlags::empty()).unwrap();
+        let guest = served_with(&mut workers, 1, 1, call);
+        assert!(reaches(&guest, 1));
+        let until = Instant::now() + PATIENCE;
+        assert_eq!(workers.stop(1, || Instant::now() < until), Some(1), "{engine:?}");
+    }
+}
+
+/// Breaks the first time it is used.
+#[derive(Clone, Default)]
+struct Brittle(Arc<std::sync::atomic::AtomicBool>);
+
+impl Device for Brittle {
+    type Handler = Brittle;
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queues(&self) -> u16 {
+        1
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn handler(&self) -> io::Result<Brittle> {
+        Ok(self.clone())
+    }
+}
+
+impl Handler for Brittle {
+    type Op = Infallible;
+
+    fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Infallible>) -> Turn {
+        assert!(self.0.swap(true, std::sync::atomic::Ordering::Relaxed), "it breaks, as this test wants");
+        Restless.process(queue, io)
+    }
+
+    fn complete(
+        &mut self,
+        _: &mut Queue,
+        op: Infallible,
+        _: Result<u32, rustix::io::Errno>,
+        _: &mut Io<'_, Infallible>,
+    ) {
+        match op {}
+    }
+}
+
+#[test]
+fn a_worker_that_ended_by_itself_is_replaced() {
+    let mut workers = Workers::new(Arc::new(Brittle::default()), EngineKind::Auto);
+    let _lost = served(&mut workers, 0, 1);
+    let until = Instant::now() + PATIENCE;
+    while !workers.threads[0].has_ended() && Instant::now() < until {
+        std::thread::yield_now();
+    }
+    assert_eq!(workers.stop(0, || true), None, "whoever waits for a broken worker is told");
+    let guest = served(&mut workers, 0, 1);
+    assert!(reaches(&guest, 1));
 }

@@ -6,6 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Server;
 use crate::device::Device;
@@ -96,7 +97,9 @@ impl<D: Device> Host for Server<D> {
     }
 
     fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {
-        self.workers.stop(index, self.patience).ok_or(Refusal::Drain(u32::from(index)))
+        let since = self.closing.unwrap_or_else(Instant::now);
+        let stopped = self.workers.stop(index, || since.elapsed() < self.patience());
+        stopped.ok_or(Refusal::Drain(u32::from(index)))
     }
 
     fn set_call(&mut self, index: u16, call: Signal) {

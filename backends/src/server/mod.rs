@@ -87,9 +87,12 @@ pub struct Server<D: Device> {
     announced: OwnedFd,
     workers: Workers<D>,
     stats: Vec<Arc<QueueStats>>,
-    patience: Duration,
     gates: Gates,
     front_end: FrontEnd,
+    /// Since when the front-end's rings are being taken back because it went.
+    closing: Option<Instant>,
+    /// Readable when the daemon is to end.
+    end: Option<OwnedFd>,
 }
 
 /// What belongs to the connected front-end, and goes with it.
@@ -148,9 +151,10 @@ impl<D: Device> Server<D> {
             announced,
             workers,
             stats,
-            patience: DRAIN_PATIENCE,
             gates: Gates::default(),
             front_end: FrontEnd::default(),
+            closing: None,
+            end: None,
         })
     }
 
@@ -164,6 +168,7 @@ impl<D: Device> Server<D> {
     /// # Errors
     /// The listener itself fails.
     pub fn serve(&mut self, endpoint: Endpoint, end: BorrowedFd<'_>) -> io::Result<()> {
+        self.end = Some(end.try_clone_to_owned()?);
         match endpoint {
             Endpoint::Connected(stream) => {
                 self.serve_front_end(stream, end);
@@ -209,12 +214,11 @@ impl<D: Device> Server<D> {
             Err(error) => error.into(),
         };
         let asked = matches!(over, Hangup::Asked);
-        if asked {
-            self.patience = EXIT_PATIENCE;
-        }
+        self.closing = Some(Instant::now());
         if let Err(refusal) = session.close(self) {
             tracing::warn!(%refusal, "A queue goes on draining without its front-end");
         }
+        self.closing = None;
         self.front_end = FrontEnd::default();
         if told.is_some() {
             tracing::info!(reason = %over, "Front-end disconnected");
@@ -327,6 +331,15 @@ impl<D: Device> Server<D> {
         if let Some(left_out) = self.gates.refusals.pass(Instant::now()) {
             tracing::warn!(%reason, left_out, "Message refused");
         }
+    }
+
+    /// How long rings may take to drain: less once the daemon is asked to end.
+    fn patience(&self) -> Duration {
+        let asked = self.end.as_ref().is_some_and(|end| {
+            let mut fds = [PollFd::new(end, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
+        });
+        if asked { EXIT_PATIENCE } else { DRAIN_PATIENCE }
     }
 
     /// Waits until `fd` is readable, `end` is, memory was torn, or the deadline has passed.
