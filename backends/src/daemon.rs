@@ -6,8 +6,9 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -123,7 +124,7 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
     // A file at its size limit: the write fails, the daemon goes on.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;
     let endpoint = line.common.endpoint()?;
-    let _path = Unlink(line.common.socket_path.clone());
+    let _path = line.common.socket_path.clone().map(Unlink::new);
     let common = &line.common;
     let settings = Settings { engine: common.engine, require_sealed_memory: common.require_sealed_memory };
     let mut server = Server::new(device, settings).map_err(Failure::host)?;
@@ -154,13 +155,27 @@ fn log_to_stderr(level: tracing::Level) {
         .init();
 }
 
-/// Removes the socket that we bound when the daemon ends.
-struct Unlink(Option<PathBuf>);
+/// Removes the socket that we bound when the daemon ends, unless another one has taken its place.
+struct Unlink {
+    path: PathBuf,
+    bound: Option<(u64, u64)>,
+}
+
+impl Unlink {
+    fn new(path: PathBuf) -> Unlink {
+        Unlink { bound: identity(&path), path }
+    }
+}
 
 impl Drop for Unlink {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            let _ = std::fs::remove_file(path);
+        if self.bound.is_some() && self.bound == identity(&self.path) {
+            let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Device and inode of what is at a path.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }

@@ -9,9 +9,11 @@
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use thiserror::Error;
 
 use crate::engine::EngineKind;
@@ -130,11 +132,22 @@ fn bind(path: &Path) -> Result<UnixListener, PathProblem> {
     if !std::fs::symlink_metadata(path).map_err(PathProblem::Bind)?.file_type().is_socket() {
         return Err(PathProblem::NoSocket);
     }
-    if UnixStream::connect(path).is_ok() {
+    if somebody_listens(path) {
         return Err(PathProblem::InUse);
     }
     std::fs::remove_file(path).map_err(PathProblem::Bind)?;
     UnixListener::bind(path).map_err(PathProblem::Bind)
+}
+
+/// A connection is tried without waiting: a listener whose backlog is full is one too.
+fn somebody_listens(path: &Path) -> bool {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (Ok(socket), Ok(address)) =
+        (socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None), SocketAddrUnix::new(path))
+    else {
+        return false;
+    };
+    matches!(connect(&socket, &address), Ok(()) | Err(Errno::AGAIN))
 }
 
 fn from_fd(fd: RawFd) -> Result<Endpoint, SocketError> {

@@ -93,6 +93,25 @@ fn more_operations_than_the_queue_has_entries() {
 }
 
 #[test]
+fn more_completions_than_the_kernel_has_room_for() {
+    for kind in KINDS {
+        let guest = Guest::new(8, false);
+        let mut engine = Engine::new(kind).unwrap();
+        let file = file_of(&[42; 4096]);
+        let count = 20_000;
+        for number in 0..count {
+            let pieces = [(0x3000, 8), (0x4000, 8)];
+            engine.submit(file.as_raw_fd(), Op::Read { offset: 0 }, owner(&guest, number, &pieces));
+        }
+        let mut seen = vec![false; count as usize];
+        for _ in 0..count {
+            let Event::Done(Owner(number, _), Ok(16)) = next(&mut engine) else { panic!("{kind:?}") };
+            assert!(!std::mem::replace(&mut seen[number as usize], true));
+        }
+    }
+}
+
+#[test]
 fn an_eventfd_is_reported_at_each_raise_without_being_read() {
     for kind in KINDS {
         let mut engine = Engine::<Owner>::new(kind).unwrap();

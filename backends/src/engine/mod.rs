@@ -27,7 +27,7 @@ use slab::Slab;
 
 /// What an operation works on: whatever owns the buffers.
 pub trait Buffers {
-    /// The buffers, unchanged as long as nobody has the owner mutably.
+    /// The buffers. They are read once, when the operation begins.
     fn segments(&self) -> &[Segment];
 }
 

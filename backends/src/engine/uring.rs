@@ -36,6 +36,10 @@ const MAX_ENDINGS: u8 = 8;
 pub(crate) struct Uring {
     ring: IoUring,
     watches: Vec<Watch>,
+    /// By slab number: the segments of the operation, for the kernel to read.
+    lists: Vec<Vec<Segment>>,
+    /// Entries that the submission queue had no room for.
+    backlog: VecDeque<squeue::Entry>,
     /// Watches begun so far, within the bits that user data has for it.
     generation: u64,
 }
@@ -61,7 +65,8 @@ impl Uring {
             .setup_taskrun_flag()
             .build(ENTRIES)
             .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(ENTRIES))?;
-        Ok(Uring { ring, watches: Vec::new(), generation: 0 })
+        let (watches, lists, backlog) = (Vec::new(), Vec::new(), VecDeque::new());
+        Ok(Uring { ring, watches, lists, backlog, generation: 0 })
     }
 
     pub(crate) fn watch(&mut self, fd: BorrowedFd<'_>, interest: Interest, token: Token) -> io::Result<()> {
@@ -94,21 +99,43 @@ impl Uring {
 
     pub(crate) fn submit<T: Buffers>(&mut self, fd: RawFd, op: Op, owner: T, slab: &mut Slab<T>) {
         let (key, owner) = slab.insert(owner);
-        let entry = operation(Fd(fd), op, owner.segments()).user_data(u64::from(key));
-        self.push(entry);
+        let at = key as usize;
+        if self.lists.len() <= at {
+            self.lists.resize_with(at.saturating_add(1), Vec::new);
+        }
+        if let Some(list) = self.lists.get_mut(at) {
+            list.clear();
+            list.extend_from_slice(owner.segments().get(..sys::MAX_SEGMENTS).unwrap_or(owner.segments()));
+            let entry = operation(Fd(fd), op, list).user_data(u64::from(key));
+            self.push(entry);
+        }
     }
 
-    /// Queues an entry, submitting early when the queue is full.
+    /// Queues an entry; one for which the kernel has no room now waits until something was reaped.
     fn push(&mut self, entry: squeue::Entry) {
-        // SAFETY: the entry's buffers belong to an owner in the slab (or it has none). The owner is neither
-        // moved out nor changed before the completion is reaped; its segments are guest memory that its queue
-        // keeps mapped, and the list of segments is on the heap, untouched until the kernel copied it.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
-            if let Err(error) = self.ring.submit() {
-                if !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) {
-                    tracing::error!(%error, "io_uring does not take submissions");
-                }
-                let _ = self.ring.submit_and_wait(1);
+        if !self.backlog.is_empty() || !self.try_push(&entry) {
+            self.backlog.push_back(entry);
+        }
+    }
+
+    /// Whether there was room, or became room by submitting.
+    fn try_push(&mut self, entry: &squeue::Entry) -> bool {
+        // SAFETY: buffers are guest memory, and the owner that keeps them mapped is in the slab until the completion
+        // is reaped. The list of segments is this operation's own, on the heap, and not touched before that either.
+        if unsafe { self.ring.submission().push(entry) }.is_ok() {
+            return true;
+        }
+        // It may refuse while completions wait to be reaped; whatever else is wrong, the next wait will tell.
+        let _ = self.ring.submit();
+        // SAFETY: as above.
+        unsafe { self.ring.submission().push(entry) }.is_ok()
+    }
+
+    fn refill(&mut self) {
+        while let Some(entry) = self.backlog.pop_front() {
+            if !self.try_push(&entry) {
+                self.backlog.push_front(entry);
+                return;
             }
         }
     }
@@ -128,6 +155,7 @@ impl Uring {
         slab: &mut Slab<T>,
         events: &mut VecDeque<Event<T>>,
     ) -> io::Result<()> {
+        self.refill();
         let ready = !self.ring.completion().is_empty();
         let submissions = self.ring.submission();
         if !sleep && submissions.is_empty() && !submissions.taskrun() && !submissions.cq_overflow() {
@@ -208,7 +236,6 @@ fn poll_entry(watch: Watch) -> squeue::Entry {
 
 /// One segment goes without a list: the kernel has one thing less to copy.
 fn operation(fd: Fd, op: Op, segments: &[Segment]) -> squeue::Entry {
-    let segments = segments.get(..sys::MAX_SEGMENTS).unwrap_or(segments);
     let count = u32::try_from(segments.len()).unwrap_or(u32::MAX);
     let list = segments.as_ptr().cast::<libc::iovec>();
     match (op, segments) {
