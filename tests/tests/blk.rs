@@ -252,6 +252,29 @@ fn b05_holds_for_a_driver_that_did_not_acknowledge_it() {
     }
 }
 
+/// Neither is offered, so no shape of them is served: too many segments, a length of no segments, bad flags.
+#[test]
+fn b06_discards_and_zeroes_of_any_shape_are_not_supported() {
+    const DISCARD: u32 = 11;
+    const WRITE_ZEROES: u32 = 13;
+    for rings in RINGS {
+        let mut disk = Disk::boot_on(rings, &[]);
+        let mut blk = disk.queue(0);
+        // First sector, sectors, flags (virtio 1.3 §5.2.6).
+        let segment =
+            |flags: u32| [&0_u64.to_le_bytes()[..], &8_u32.to_le_bytes(), &flags.to_le_bytes()].concat();
+        for data in [segment(0), segment(1), segment(u32::MAX), segment(0).repeat(257), vec![0; 15], vec![]] {
+            for kind in [DISCARD, WRITE_ZEROES] {
+                let request = Request { kind, ..Request::write(0, &data) };
+                let answer = blk.run(&request, &Framing::usual(0)).unwrap();
+                assert_eq!(answer, failed(UNSUPP, 0), "type {kind}, {} bytes", data.len());
+            }
+        }
+        assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)));
+        assert_eq!(disk.image(), disk.content);
+    }
+}
+
 #[test]
 fn b07_a_serial_number_without_room_is_an_error() {
     for rings in RINGS {
@@ -284,6 +307,30 @@ fn b08_of_two_overlapping_writes_each_sector_holds_one() {
             assert!(sectors[8..16].iter().all(|sector| *sector == [1; 512] || *sector == [2; 512]));
             assert!(sectors[16..24].iter().all(|sector| *sector == [2; 512]));
         }
+    }
+}
+
+/// Nobody looks into the image for a format: a guest could write one that names files of the host.
+#[test]
+fn b09_a_guest_that_writes_another_format_still_has_a_raw_disk() {
+    let headers: [&[u8]; 4] = [b"QFI\xfb\0\0\0\x03", b"KDMV", b"conectix", b"vhdxfile"];
+    for header in headers {
+        let mut disk = Disk::boot(&[]);
+        let mut sector = vec![0x55; 512];
+        sector[..header.len()].copy_from_slice(header);
+        assert_eq!(disk.queue(0).write(0, &sector).unwrap(), done(&[]));
+        disk.content[..512].copy_from_slice(&sector);
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        fs::copy(image_path(disk.daemon.dir()), &path).unwrap();
+        assert_eq!(disk.daemon.terminate().code, Some(0));
+        let image = ["--image".to_owned(), path.display().to_string()];
+        let daemon = Launch::new("outboard-blk").args(image).serve().unwrap();
+        let mut frontend =
+            Frontend::session(daemon.socket(), &Ram::new(RAM_BYTES), Wants::default()).unwrap();
+        assert_eq!(capacity_sectors(&frontend.config(0, 60).unwrap()), Some(DISK_SECTORS));
+        let mut blk = Blk::new(frontend.start_new(0, QUEUE_SIZE).unwrap());
+        let all = u32::try_from(DISK_BYTES).unwrap();
+        assert_eq!(blk.read(0, all).unwrap(), done(&disk.content));
     }
 }
 
@@ -424,7 +471,7 @@ fn an_image_that_shrinks_gives_errors_where_it_ends() {
 }
 
 #[test]
-fn sigterm_under_load_finishes_what_is_in_flight() {
+fn k10_sigterm_under_load_finishes_what_is_in_flight() {
     let mut disk = Disk::boot(&["--queues", "2"]);
     let mut queues = [disk.queue(0).ring, disk.queue(1).ring];
     for ring in &mut queues {

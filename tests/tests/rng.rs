@@ -67,7 +67,7 @@ fn chains_of_every_shape_are_filled() {
 }
 
 #[test]
-fn readable_and_empty_descriptors_are_passed_over() {
+fn r02_readable_and_empty_descriptors_are_passed_over() {
     everywhere(|machine| {
         let mut ring = machine.start_queue().unwrap();
         let chain = Chain::new().readable(b"to be").readable(b"").readable(b"skipped");

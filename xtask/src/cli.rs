@@ -103,11 +103,19 @@ missing. A skip that tests/expected-skips.toml does not list counts as failed.
 
 Examples:
   cargo xtask test
-  cargo xtask test --full")]
+  cargo xtask test --full
+  cargo xtask test --cases --json")]
 pub struct Test {
     /// Also the tests that take long (`#[ignore]`).
     #[arg(long)]
     pub full: bool,
+    /// Only the cases of the threat model (tests/cases.toml): prints case, daemon, ring and result, and fails
+    /// where a case applies and has no test.
+    #[arg(long, conflicts_with = "full")]
+    pub cases: bool,
+    /// With --cases: print one JSON array of rows instead of a table.
+    #[arg(long, requires = "cases")]
+    pub json: bool,
 }
 
 /// Options of `bench`.

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Demo(options) => demo(options).into(),
         Command::DemoBoot { plan } => demo_boot(&plan),
-        Command::Test(options) => test(options.full).into(),
+        Command::Test(options) => test(&options).into(),
         Command::Bench(options) => bench(&options).into(),
         Command::KvmHost(options) => kvm_host(&options).into(),
     }
@@ -65,8 +65,10 @@ fn demo_boot(plan: &Path) -> ExitCode {
     }
 }
 
-fn test(full: bool) -> u8 {
-    match xtask::test::run(full) {
+fn test(options: &cli::Test) -> u8 {
+    let outcome =
+        if options.cases { xtask::test::run_cases(options.json) } else { xtask::test::run(options.full) };
+    match outcome {
         Ok(ok) => u8::from(!ok),
         Err(error) => {
             complain(&error);

@@ -10,6 +10,7 @@
 
 mod binaries;
 mod case;
+mod cases;
 mod libtest;
 mod metal;
 mod nextest;
@@ -21,6 +22,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use case::{Case, ExpectedSkips, Summary, reported_skips};
+use cases::Table;
 use setting::Setting;
 
 use crate::cargo::{self, cargo};
@@ -35,7 +37,7 @@ pub fn run(full: bool) -> Result<bool, packages::Error> {
     packages::ensure()?;
     let mut cases = checks();
     let reported = match workspace::scratch() {
-        Ok(scratch) => tests(&mut cases, &Setting { scratch: scratch.path().to_owned(), full }),
+        Ok(scratch) => tests(&mut cases, &Setting { scratch: scratch.path().to_owned(), full, filter: None }),
         Err(error) => {
             cases.push(Case::failed("scratch", error.to_string()));
             Vec::new()
@@ -53,6 +55,46 @@ pub fn run(full: bool) -> Result<bool, packages::Error> {
     eprintln!("test: all of it took {:.0} s", started.elapsed().as_secs_f64());
     println!("{summary}");
     Ok(summary.ok())
+}
+
+/// Runs the tests of the threat model's cases and prints what came of each, as a table or as JSON. Whether none
+/// failed and none is missing.
+pub fn run_cases(json: bool) -> Result<bool, packages::Error> {
+    packages::ensure()?;
+    let table = match case_table() {
+        Ok(table) => table,
+        Err(reason) => {
+            eprintln!("test: FAILED: {reason}");
+            println!("0 passed, 1 failed, 0 skipped");
+            return Ok(false);
+        }
+    };
+    if json {
+        println!("{}", table.json());
+    } else {
+        print!("{table}");
+    }
+    table.complaints().iter().for_each(|line| eprintln!("FAILED: {line}"));
+    if json {
+        eprintln!("{}", table.summary())
+    } else {
+        println!("{}", table.summary())
+    }
+    Ok(table.ok())
+}
+
+fn case_table() -> Result<Table, String> {
+    let scratch = workspace::scratch().map_err(|error| error.to_string())?;
+    let setting = Setting { scratch: scratch.path().to_owned(), full: false, filter: Some(cases::FILTER) };
+    cargo::build_programs("dev").map_err(|error| explain(&error))?;
+    let results = if nextest::is_installed() {
+        nextest::run(&setting).map_err(|error| explain(&error))?
+    } else {
+        let built = binaries::build(&setting.scratch).map_err(|error| explain(&error))?;
+        let anywhere: Vec<_> = built.iter().filter(|binary| !binary.needs_kvm_linux()).collect();
+        libtest::run(&anywhere, kvm_host::Place::Direct, &setting)
+    };
+    Table::new(workspace::root(), &results)
 }
 
 /// What needs no test binary.

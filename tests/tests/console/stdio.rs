@@ -116,7 +116,7 @@ fn a_file_that_is_always_ready_is_carried_in_many_turns() {
 }
 
 #[test]
-fn a_full_disk_does_not_stop_the_guest() {
+fn k16_a_full_disk_does_not_stop_the_guest() {
     for way in WAYS {
         let process =
             Process::start(way.engine, null(), File::options().write(true).open("/dev/full").unwrap());

@@ -134,7 +134,7 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let name = "echoes".to_owned();
         let binary = Binary { name, executable: "/bin/echo".into(), directory: scratch.path().to_owned() };
-        let setting = Setting { scratch: scratch.path().to_owned(), full: true };
+        let setting = Setting { scratch: scratch.path().to_owned(), full: true, filter: None };
         let words = ["sh".into(), "-c".into(), OsString::from(script(&[&binary], &setting))];
         let output = direct(&words, &scratch.path().join("output")).unwrap();
         assert_eq!(output, "test-binary echoes\n--test-threads=2 --include-ignored\ntest-binary-exit 0\n");

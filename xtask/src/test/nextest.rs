@@ -30,6 +30,7 @@ pub fn run(setting: &Setting) -> Result<Vec<Case>, cargo::Error> {
     ]);
     nextest.args(["--message-format", "libtest-json", "--status-level", "slow", "--run-ignored"]);
     nextest.arg(if setting.full { "all" } else { "default" });
+    nextest.args(setting.filter.into_iter().flat_map(|filter| ["-E", filter]));
     nextest.env("NEXTEST_EXPERIMENTAL_LIBTEST_JSON", "1").envs(setting.variables());
     nextest.stdout(File::create(&events)?);
     let outcome = cargo::run("cargo nextest run", &mut nextest);

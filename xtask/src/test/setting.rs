@@ -12,6 +12,8 @@ pub struct Setting {
     pub scratch: PathBuf,
     /// Whether long tests run too.
     pub full: bool,
+    /// Which tests nextest runs, in its own language; all without.
+    pub filter: Option<&'static str>,
 }
 
 impl Setting {
