@@ -5,7 +5,8 @@
 //!      files          VM and RAM        kernel          devices           vCPUs
 //! ```
 //! A step that fails drops what the earlier ones made, so that nothing is left behind. Cheap mistakes come first:
-//! files are opened before KVM is asked for anything.
+//! files are opened before KVM is asked for anything. Files that are written come last: a start that is refused
+//! neither makes one nor empties one.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +25,7 @@ use crate::kvm::{self, KvmError, Vm, cpuid};
 use crate::layout;
 use crate::machine::{Machine, Parts};
 use crate::memory::GuestRam;
+use crate::output::OutputFile;
 use crate::pci::PciRoot;
 use crate::serial::{SerialMode, SerialPort};
 use crate::timings::{Event, Timings};
@@ -38,8 +40,7 @@ pub fn start(plan: Plan, start: Instant) -> Result<Machine, Error> {
 struct Opened {
     plan: Plan,
     files: BootFiles,
-    serial: Option<Arc<SerialPort>>,
-    timings: Arc<Timings>,
+    timings: Timings,
 }
 
 /// The virtual machine exists, with RAM and interrupt controllers.
@@ -65,19 +66,10 @@ struct Attached {
 
 impl Opened {
     fn open(plan: Plan, start: Instant) -> Result<Opened, Error> {
-        let path = plan.timings.as_deref();
-        let timings = Timings::new(start, path).map_err(|cause| Error::OutputFile {
-            option: "--timings",
-            path: path.map(Into::into).unwrap_or_default(),
-            cause,
-        })?;
+        let timings = Timings::new(start);
         timings.event(Event::Main);
         let files = BootFiles::open(&plan.kernel, plan.initrd.as_deref(), &plan.cmdline)?;
-        let serial = SerialPort::open(&plan.serial).map_err(|cause| match &plan.serial {
-            SerialMode::File(path) => Error::OutputFile { option: "--serial", path: path.clone(), cause },
-            _ => Error::System { what: "open the serial line", cause },
-        })?;
-        Ok(Opened { plan, files, serial: serial.map(Arc::new), timings: Arc::new(timings) })
+        Ok(Opened { plan, files, timings })
     }
 
     fn create(self) -> Result<Created, Error> {
@@ -90,11 +82,6 @@ impl Opened {
         self.timings.event(Event::KvmReady);
         let vm = Vm::new(vm, GuestRam::new(self.plan.memory_bytes)?)?;
         self.timings.event(Event::Memory);
-        if let Some(serial) = &self.serial {
-            vm.fd()
-                .register_irqfd(serial.irq().for_kvm(), layout::COM1_GSI)
-                .map_err(kvm::call("KVM_IRQFD"))?;
-        }
         Ok(Created { opened: self, kvm, vm })
     }
 }
@@ -102,7 +89,7 @@ impl Opened {
 impl Created {
     fn load(self) -> Result<Loaded, Error> {
         let opened = &self.opened;
-        let acpi = acpi::tables(opened.plan.cpus, opened.serial.is_some());
+        let acpi = acpi::tables(opened.plan.cpus, opened.plan.serial != SerialMode::Off);
         let entry = opened.files.load(self.vm.ram(), &acpi)?;
         opened.timings.event(Event::KernelLoaded);
         Ok(Loaded { created: self, acpi, entry })
@@ -135,21 +122,39 @@ impl Attached {
             .map(|index| Vcpu::new(&vm, &cpuid, index))
             .collect::<Result<Vec<_>, _>>()?;
         vm.show_ram()?;
-        let bus = Bus::new(Arc::clone(&pci), opened.serial.clone(), Arc::clone(&opened.timings));
-        let stdin = opened.serial.is_some() && opened.plan.serial == SerialMode::Stdio;
+        let Opened { plan, files, timings } = opened;
+        let (serial, timings) = outputs(&plan, timings)?;
+        if let Some(serial) = &serial {
+            let line = vm.fd().register_irqfd(serial.irq().for_kvm(), layout::COM1_GSI);
+            line.map_err(kvm::call("KVM_IRQFD"))?;
+        }
         let parts = Parts {
-            reboots: opened.plan.on_reset == OnReset::Reboot,
-            files: opened.files,
+            reboots: plan.on_reset == OnReset::Reboot,
+            files,
             acpi,
             vm,
-            bus: Arc::new(bus),
+            bus: Arc::new(Bus::new(Arc::clone(&pci), serial.clone(), Arc::clone(&timings))),
             pci,
             devices,
-            serial: opened.serial,
-            stdin,
-            timings: opened.timings,
+            serial,
+            stdin: plan.serial == SerialMode::Stdio,
+            timings,
         };
         kvm::vcpu::install_kick_handler().map_err(system("install a signal handler"))?;
         Machine::start(parts, vcpus, entry)
     }
+}
+
+/// Opens what is written, the serial line and the timings, and none of it if one cannot be had.
+fn outputs(plan: &Plan, timings: Timings) -> Result<(Option<Arc<SerialPort>>, Arc<Timings>), Error> {
+    let open = |option, path| OutputFile::open(option, path);
+    let timings_file = plan.timings.as_deref().map(|path| open("--timings", path)).transpose()?;
+    let serial = match &plan.serial {
+        SerialMode::Off => None,
+        SerialMode::Stdio => Some(SerialPort::stdio()),
+        SerialMode::File(path) => Some(SerialPort::new(open("--serial", path)?.keep()?)),
+    };
+    let serial = serial.transpose().map_err(system("open the serial line"))?;
+    let timings = timings.settled(timings_file.map(OutputFile::keep).transpose()?);
+    Ok((serial.map(Arc::new), Arc::new(timings)))
 }

@@ -170,7 +170,7 @@ fn write_guest(ram: &GuestRam) -> Result<(), u64> {
 /// Runs the probe on a thread, because a KVM that never comes back must not hold up the answer.
 fn run_guest(vcpu: Vcpu) -> Result<Option<VcpuEvent>, Error> {
     install_kick_handler().map_err(system("install a signal handler"))?;
-    let timings = Timings::new(Instant::now(), None).map_err(system("start a clock"))?;
+    let timings = Timings::new(Instant::now()).settled(None);
     let bus = Bus::new(Arc::new(PciRoot::new()), None, Arc::new(timings));
     let (outbox, events, wake) = Outbox::new().map_err(system("make an eventfd"))?;
     let thread = vcpu.spawn(Arc::new(bus), outbox).map_err(system("start a vCPU thread"))?;

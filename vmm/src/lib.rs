@@ -15,6 +15,7 @@ pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod output;
 pub mod pci;
 pub mod power;
 pub mod serial;

@@ -113,19 +113,19 @@ pub struct SerialPort {
 }
 
 impl SerialPort {
-    /// Opens the output of `mode`; `None` when there is no serial line.
-    pub fn open(mode: &SerialMode) -> io::Result<Option<SerialPort>> {
-        let output = match mode {
-            SerialMode::Off => return Ok(None),
-            SerialMode::Stdio => File::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?),
-            SerialMode::File(path) => File::create(path)?,
-        };
+    /// A serial line whose output goes to `output`.
+    pub fn new(output: File) -> io::Result<SerialPort> {
         let irq = Arc::new(Event::new()?);
         let drained = Arc::new(Event::new()?);
         let waited_for = Arc::new(AtomicBool::new(false));
         let watch = FifoWatch { drained: Arc::clone(&drained), waited_for: Arc::clone(&waited_for) };
         let uart = Serial::with_events(Irq(Arc::clone(&irq)), watch, Output(output));
-        Ok(Some(SerialPort { uart: Mutex::new(uart), irq, drained, waited_for }))
+        Ok(SerialPort { uart: Mutex::new(uart), irq, drained, waited_for })
+    }
+
+    /// A serial line whose output goes to standard output.
+    pub fn stdio() -> io::Result<SerialPort> {
+        SerialPort::new(File::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?))
     }
 
     /// The event to register as irqfd of [`layout::COM1_GSI`].
@@ -192,8 +192,7 @@ mod tests {
 
     fn port_to_file() -> (tempfile::TempDir, SerialPort) {
         let dir = tempfile::tempdir().unwrap();
-        let mode = SerialMode::File(dir.path().join("log"));
-        let port = SerialPort::open(&mode).unwrap().unwrap();
+        let port = SerialPort::new(File::create(dir.path().join("log")).unwrap()).unwrap();
         (dir, port)
     }
 

@@ -117,12 +117,10 @@ impl Drop for RawTerminal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serial::SerialMode;
 
     fn port() -> (tempfile::TempDir, SerialPort) {
         let dir = tempfile::tempdir().unwrap();
-        let mode = SerialMode::File(dir.path().join("log"));
-        let port = SerialPort::open(&mode).unwrap().unwrap();
+        let port = SerialPort::new(std::fs::File::create(dir.path().join("log")).unwrap()).unwrap();
         (dir, port)
     }
 

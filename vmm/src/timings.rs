@@ -1,7 +1,7 @@
 //! `--timings FILE`: what happened when, and how often the machine came back to user space until then.
 //!
 //! Each event is one JSON line, written when it happens, so that the file tells the story of a run that never
-//! ended. The two counters are the evidence for the data path: between two marks of a guest that made 100,000
+//! ended. Until there is a file (a start that is refused leaves none behind) the lines wait. The two counters are the evidence for the data path: between two marks of a guest that made 100,000
 //! device requests neither may move. They count always (two relaxed atomics); the file exists only when asked for.
 //!
 //! A guest decides how often it leaves a mark and how often it starts again. Of either the first [`KEPT`] are
@@ -9,8 +9,8 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::Serialize;
@@ -52,11 +52,20 @@ struct Line {
     epoll_returns: u64,
 }
 
+/// Where lines go.
+#[derive(Debug)]
+enum Sink {
+    /// They wait: the machine is still being built.
+    Early(Mutex<Vec<u8>>),
+    File(File),
+    Nowhere,
+}
+
 /// Counters, and the file if there is one.
 #[derive(Debug)]
 pub struct Timings {
     start: Instant,
-    file: Option<File>,
+    sink: Sink,
     kvm_exits: AtomicU64,
     epoll_returns: AtomicU64,
     marks: AtomicU64,
@@ -64,17 +73,25 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// Starts the clock at `start`; creates (or empties) `path` if there is one.
-    pub fn new(start: Instant, path: Option<&Path>) -> std::io::Result<Timings> {
-        let file = path.map(File::create).transpose()?;
-        Ok(Timings {
+    /// Starts the clock at `start`. Lines are kept until [`Timings::settled`].
+    pub fn new(start: Instant) -> Timings {
+        Timings {
             start,
-            file,
+            sink: Sink::Early(Mutex::default()),
             kvm_exits: AtomicU64::new(0),
             epoll_returns: AtomicU64::new(0),
             marks: AtomicU64::new(0),
             entries: AtomicU64::new(0),
-        })
+        }
+    }
+
+    /// From now on lines go to `file`, those that were kept first; without one they go nowhere.
+    pub fn settled(mut self, file: Option<File>) -> Timings {
+        let sink = file.map_or(Sink::Nowhere, Sink::File);
+        if let Sink::Early(lines) = std::mem::replace(&mut self.sink, sink) {
+            self.write(&lines.into_inner().unwrap_or_else(PoisonError::into_inner));
+        }
+        self
     }
 
     /// A vCPU came back from `KVM_RUN`.
@@ -97,9 +114,10 @@ impl Timings {
         self.line(Event::Mark, Some(value));
     }
 
-    /// One `write` a line, so that lines of several threads do not mix. A full disk loses lines, not the guest.
     fn line(&self, event: Event, value: Option<u8>) {
-        let Some(mut file) = self.file.as_ref().filter(|_| self.has_room(event)) else { return };
+        if matches!(self.sink, Sink::Nowhere) || !self.has_room(event) {
+            return;
+        }
         let line = Line {
             event,
             us: u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX),
@@ -109,8 +127,22 @@ impl Timings {
         };
         let Ok(mut text) = serde_json::to_vec(&line) else { return };
         text.push(b'\n');
-        if let Err(error) = file.write_all(&text) {
-            tracing::warn!(%error, "--timings: a line was lost");
+        self.write(&text);
+    }
+
+    /// One `write` a line, so that lines of several threads do not mix. A full disk loses lines, not the guest.
+    fn write(&self, text: &[u8]) {
+        match &self.sink {
+            Sink::Early(lines) => {
+                lines.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(text);
+            }
+            Sink::File(file) => {
+                let mut file = file;
+                if let Err(error) = file.write_all(text) {
+                    tracing::warn!(%error, "--timings: a line was lost");
+                }
+            }
+            Sink::Nowhere => {}
         }
     }
 
@@ -133,8 +165,10 @@ mod tests {
     fn lines_carry_event_value_and_counters() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("t");
-        let timings = Timings::new(Instant::now(), Some(&path)).unwrap();
+        let timings = Timings::new(Instant::now());
         timings.event(Event::Main);
+        assert!(!path.exists());
+        let timings = timings.settled(Some(File::create(&path).unwrap()));
         timings.kvm_exit();
         timings.epoll_return();
         timings.epoll_return();
@@ -153,7 +187,7 @@ mod tests {
     fn a_guest_cannot_fill_the_disk() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("t");
-        let timings = Timings::new(Instant::now(), Some(&path)).unwrap();
+        let timings = Timings::new(Instant::now()).settled(Some(File::create(&path).unwrap()));
         for _ in 0..KEPT + 10 {
             timings.mark(1);
             timings.event(Event::FirstEntry);

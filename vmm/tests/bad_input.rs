@@ -11,9 +11,22 @@ use tests::metal;
 
 const OUTBOARD: &str = env!("CARGO_BIN_EXE_outboard");
 
-/// Runs `command` under a time limit.
+/// Runs `command` under a time limit, and sees that it leaves nothing behind where it runs.
 fn limited(command: &[&str]) -> Output {
-    Command::new("timeout").args(["--kill-after=1", "20"]).args(command).output().unwrap()
+    let dir = TempDir::new().unwrap();
+    let mut limited = Command::new("timeout");
+    let output =
+        limited.args(["--kill-after=1", "20"]).args(command).current_dir(dir.path()).output().unwrap();
+    let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{command:?} left behind {left:?}");
+    output
+}
+
+/// `outboard run` with these options, and with output files where they name none.
+fn limited_run(options: &[&str]) -> Output {
+    let outputs = [["--timings", "timings"], ["--serial", "file=serial"]];
+    let missing = outputs.iter().filter(|[name, _]| !options.contains(name)).flatten().copied();
+    limited(&[OUTBOARD, "run"].into_iter().chain(options.iter().copied()).chain(missing).collect::<Vec<_>>())
 }
 
 /// One line with all these words, this exit code, and no word of a guest.
@@ -29,13 +42,13 @@ fn assert_refused(output: &Output, code: i32, words: &[&str]) {
 /// `outboard run` of the test guest with these options besides.
 fn refused(options: &[&str], code: i32, words: &[&str]) {
     let kernel = metal::image().unwrap().display().to_string();
-    assert_refused(&limited(&[&[OUTBOARD, "run", "--kernel", &kernel], options].concat()), code, words);
+    assert_refused(&limited_run(&[&["--kernel", &kernel], options].concat()), code, words);
 }
 
 #[test]
 fn options_that_are_missing() {
     refused(&[], 2, &["--memory is missing", "--memory 512M"]);
-    assert_refused(&limited(&[OUTBOARD, "run", "--memory", "64M"]), 2, &["--kernel is missing"]);
+    assert_refused(&limited_run(&["--memory", "64M"]), 2, &["--kernel is missing"]);
 }
 
 #[test]
@@ -82,7 +95,7 @@ fn kernels_that_are_none() {
 
 fn kernel_refused(path: &Path) {
     let path = path.display().to_string();
-    let output = limited(&[OUTBOARD, "run", "--memory", "64M", "--kernel", &path]);
+    let output = limited_run(&["--memory", "64M", "--kernel", &path]);
     assert_refused(&output, 2, &[&format!("--kernel {path}")]);
 }
 
@@ -128,9 +141,34 @@ fn a_name_or_socket_that_is_used_twice() {
 }
 
 #[test]
+fn a_socket_that_is_not_there() {
+    let device = ["--memory", "64M", "--device", "rng,socket=/nowhere/rng"];
+    refused(&device, 4, &["--device rng,socket=/nowhere/rng"]);
+}
+
+#[test]
 fn files_that_cannot_be_written() {
     refused(&["--memory", "64M", "--timings", "/nowhere/t"], 2, &["--timings /nowhere/t"]);
     refused(&["--memory", "64M", "--serial", "file=/nowhere/s"], 2, &["--serial", "/nowhere/s"]);
+}
+
+#[test]
+fn files_that_were_there_before_keep_their_contents() {
+    let dir = TempDir::new().unwrap();
+    let [timings, serial] = ["timings", "serial"].map(|name| dir.path().join(name).display().to_string());
+    for path in [&timings, &serial] {
+        fs::write(path, "old").unwrap();
+    }
+    let outputs = ["--memory", "64M", "--timings", &timings, "--serial", &format!("file={serial}")];
+    let mistakes: [(&[&str], i32); 3] = [
+        (&["--initrd", "/nowhere/initrd"], 2),
+        (&["--device", "rng,socket=/nowhere/rng"], 4),
+        (&["--cpus", "0"], 2),
+    ];
+    for (mistake, code) in mistakes {
+        refused(&[&outputs, mistake].concat(), code, &[mistake[0]]);
+        assert_eq!([&timings, &serial].map(|path| fs::read(path).unwrap()), [b"old"; 2], "{mistake:?}");
+    }
 }
 
 #[test]
@@ -152,6 +190,7 @@ fn in_namespace(prepare: &str) -> Output {
     let kernel = metal::image().unwrap().display().to_string();
     let script = format!("{prepare} && exec \"$@\"");
     let run = ["sh", "-c", &script, "sh", OUTBOARD, "run", "--memory", "64M", "--kernel", &kernel];
+    let run = [&run[..], &["--timings", "timings", "--serial", "file=serial"]].concat();
     limited(&[&["unshare", "--user", "--map-root-user", "--mount"], run.as_slice()].concat())
 }
 

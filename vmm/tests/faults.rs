@@ -109,6 +109,7 @@ fn answers_no_device_can_mean_are_named() {
 fn assert_device_failed(ended: &Ended, case: &str) {
     assert_eq!(ended.code, Some(4), "{case}: {ended:#?}");
     assert_eq!(ended.stderr.lines().count(), 1, "{case}: {ended:#?}");
+    assert_eq!(ended.timings, [], "{case}");
     assert!(ended.stderr.contains("--device ") && ended.stderr.contains("liar.sock"), "{case}: {ended:#?}");
 }
 
