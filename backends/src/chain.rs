@@ -20,8 +20,8 @@
 
 use thiserror::Error;
 
+use crate::descriptor::{Descriptor, Table};
 use crate::memory::{Memory, Segment};
-use crate::ring::Descriptor;
 
 /// Most segments of a chain: twice what the longest queue's longest chain has in one region.
 const MAX_CHAIN_SEGMENTS: usize = 1 << 16;
@@ -50,19 +50,6 @@ pub enum Malformed {
     /// More bytes than the device takes.
     #[error("Chain has more bytes than the device takes")]
     TooManyBytes,
-}
-
-/// Reads descriptor number `index` of a table, if the table has one.
-pub trait Table {
-    /// The descriptor, fetched once.
-    fn descriptor(&self, index: u16) -> Option<Descriptor>;
-}
-
-impl Table for crate::ring::split::SplitRing {
-    #[inline]
-    fn descriptor(&self, index: u16) -> Option<Descriptor> {
-        self.descriptor(index)
-    }
 }
 
 /// Limits for a walk.

@@ -3,7 +3,7 @@
 //! Requests go one way, and each arrow is one file that calls nothing to its left:
 //!
 //! ```text
-//! guest descriptor → memory → ring → chain (cursor) → queue → <device> → engine / host → queue → notify
+//! descriptor → memory → ring → chain (cursor) → queue → <device> → engine / host → queue → notify
 //! ```
 //! Three verbs carry each of them: [`queue::Queue::next`], [`queue::Queue::complete`] and
 //! [`queue::Queue::abandon`]. Beside the data path, [`proto`] speaks vhost-user, [`session`] decides what a
@@ -18,6 +18,7 @@
 pub mod chain;
 pub mod cursor;
 pub mod daemon;
+pub mod descriptor;
 pub mod device;
 pub mod engine;
 pub mod log;

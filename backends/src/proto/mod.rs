@@ -1,9 +1,10 @@
 //! The vhost-user protocol: one codec for daemons, front-ends and test doubles.
 //!
-//! `wire` holds the messages as plain structs with pure functions from and to bytes; the table in it says
-//! how long each message is, how many descriptors it carries and how it is answered. `transport` moves
+//! `code` is the table of messages: how long each is, how many descriptors it carries, how it is answered. `wire`
+//! holds them as plain structs with pure functions from and to bytes. `transport` moves
 //! those bytes and descriptors over a unix socket without ever blocking longer than a deadline.
 
+pub mod code;
 pub mod transport;
 pub mod wire;
 

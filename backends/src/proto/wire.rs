@@ -19,9 +19,9 @@
     )
 )]
 
-use std::ops::RangeInclusive;
-
 use thiserror::Error;
+
+pub use super::code::{BackendCode, Code, Rule};
 
 pub use vhost::vhost_user::message::VhostUserProtocolFeatures as ProtocolFeatures;
 
@@ -42,7 +42,6 @@ const VERSION: u32 = 1;
 const VERSION_MASK: u32 = 0x3;
 const FLAG_REPLY: u32 = 1 << 2;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
-const REGION_BYTES: usize = 32;
 const VRING_INDEX_MASK: u64 = 0xff;
 const VRING_NO_FD: u64 = 1 << 8;
 
@@ -136,141 +135,6 @@ impl Header {
     /// The sender wants an ack (counts only where REPLY_ACK was negotiated).
     pub fn needs_reply(self) -> bool {
         self.flags & FLAG_NEED_REPLY != 0
-    }
-}
-
-/// Requests of a front-end, with their numbers (vhost-user "Front-end message types").
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u32)]
-#[allow(missing_docs)]
-pub enum Code {
-    GetFeatures = 1,
-    SetFeatures = 2,
-    SetOwner = 3,
-    ResetOwner = 4,
-    SetMemTable = 5,
-    SetLogBase = 6,
-    SetLogFd = 7,
-    SetVringNum = 8,
-    SetVringAddr = 9,
-    SetVringBase = 10,
-    GetVringBase = 11,
-    SetVringKick = 12,
-    SetVringCall = 13,
-    SetVringErr = 14,
-    GetProtocolFeatures = 15,
-    SetProtocolFeatures = 16,
-    GetQueueNum = 17,
-    SetVringEnable = 18,
-    SendRarp = 19,
-    NetSetMtu = 20,
-    SetBackendReqFd = 21,
-    GetConfig = 24,
-    SetConfig = 25,
-    ResetDevice = 34,
-    GetMaxMemSlots = 36,
-    AddMemReg = 37,
-    RemMemReg = 38,
-    SetStatus = 39,
-    GetStatus = 40,
-    SetDeviceStateFd = 42,
-    CheckDeviceState = 43,
-}
-
-/// Requests of a back-end on the channel that SET_BACKEND_REQ_FD opens ("Back-end message types").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum BackendCode {
-    /// BACKEND_CONFIG_CHANGE_MSG: the configuration space is another than before.
-    ConfigChange = 2,
-}
-
-/// What the table says about a request.
-pub struct Rule {
-    /// Lengths a payload may have.
-    pub payload_bytes: RangeInclusive<usize>,
-    /// Descriptors it may carry.
-    pub descriptors: RangeInclusive<usize>,
-    /// The back-end always answers it with a value of its own (and so never with an ack).
-    pub answered: bool,
-    /// Protocol feature without which it must not come.
-    pub needs: ProtocolFeatures,
-}
-
-impl Code {
-    /// Every request this codec knows.
-    pub const ALL: [Code; 31] = [
-        Code::GetFeatures,
-        Code::SetFeatures,
-        Code::SetOwner,
-        Code::ResetOwner,
-        Code::SetMemTable,
-        Code::SetLogBase,
-        Code::SetLogFd,
-        Code::SetVringNum,
-        Code::SetVringAddr,
-        Code::SetVringBase,
-        Code::GetVringBase,
-        Code::SetVringKick,
-        Code::SetVringCall,
-        Code::SetVringErr,
-        Code::GetProtocolFeatures,
-        Code::SetProtocolFeatures,
-        Code::GetQueueNum,
-        Code::SetVringEnable,
-        Code::SendRarp,
-        Code::NetSetMtu,
-        Code::SetBackendReqFd,
-        Code::GetConfig,
-        Code::SetConfig,
-        Code::ResetDevice,
-        Code::GetMaxMemSlots,
-        Code::AddMemReg,
-        Code::RemMemReg,
-        Code::SetStatus,
-        Code::GetStatus,
-        Code::SetDeviceStateFd,
-        Code::CheckDeviceState,
-    ];
-
-    /// The request with this number, if this codec knows it.
-    pub fn from_number(number: u32) -> Option<Code> {
-        Code::ALL.into_iter().find(|code| *code as u32 == number)
-    }
-
-    /// The table: lengths, descriptors, kind of answer, feature it belongs to.
-    pub fn rule(self) -> Rule {
-        use Code::*;
-        let config = 12..=12 + MAX_CONFIG_BYTES;
-        let none = ProtocolFeatures::empty();
-        let (payload_bytes, descriptors, answered, needs) = match self {
-            GetFeatures | GetProtocolFeatures => (0..=0, 0..=0, true, none),
-            GetQueueNum => (0..=0, 0..=0, true, ProtocolFeatures::MQ),
-            GetMaxMemSlots => (0..=0, 0..=0, true, ProtocolFeatures::CONFIGURE_MEM_SLOTS),
-            SetOwner | ResetOwner => (0..=0, 0..=0, false, none),
-            SetFeatures | SetProtocolFeatures => (8..=8, 0..=0, false, none),
-            SetMemTable => (8..=8 + MAX_TABLE_REGIONS * REGION_BYTES, 0..=MAX_TABLE_REGIONS, false, none),
-            SetVringNum | SetVringBase | SetVringEnable => (8..=8, 0..=0, false, none),
-            GetVringBase => (8..=8, 0..=0, true, none),
-            SetVringAddr => (40..=40, 0..=0, false, none),
-            SetVringKick | SetVringCall | SetVringErr => (8..=8, 0..=1, false, none),
-            SetLogBase => (16..=16, 1..=1, true, ProtocolFeatures::LOG_SHMFD),
-            SetLogFd => (0..=8, 1..=1, false, ProtocolFeatures::LOG_SHMFD),
-            SendRarp => (8..=8, 0..=0, false, ProtocolFeatures::RARP),
-            NetSetMtu => (8..=8, 0..=0, false, ProtocolFeatures::MTU),
-            SetBackendReqFd => (0..=8, 1..=1, false, ProtocolFeatures::BACKEND_REQ),
-            ResetDevice => (0..=0, 0..=0, false, ProtocolFeatures::RESET_DEVICE),
-            SetStatus => (8..=8, 0..=0, false, ProtocolFeatures::STATUS),
-            GetStatus => (0..=0, 0..=0, true, ProtocolFeatures::STATUS),
-            SetDeviceStateFd => (8..=8, 1..=1, true, ProtocolFeatures::DEVICE_STATE),
-            CheckDeviceState => (0..=0, 0..=0, true, ProtocolFeatures::DEVICE_STATE),
-            GetConfig => (config, 0..=0, true, ProtocolFeatures::CONFIG),
-            SetConfig => (config, 0..=0, false, ProtocolFeatures::CONFIG),
-            AddMemReg => (40..=40, 1..=1, false, ProtocolFeatures::CONFIGURE_MEM_SLOTS),
-            // The text lets REM_MEM_REG carry a descriptor, which the back-end closes (older QEMU sends one).
-            RemMemReg => (40..=40, 0..=1, false, ProtocolFeatures::CONFIGURE_MEM_SLOTS),
-        };
-        Rule { payload_bytes, descriptors, answered, needs }
     }
 }
 

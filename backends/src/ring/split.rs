@@ -23,6 +23,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::{Descriptor, Layout, RingError, event_wanted};
+use crate::descriptor::Table;
 use crate::memory::{Area, Memory};
 
 const FLAGS: usize = 0;
@@ -177,6 +178,13 @@ impl SplitRing {
 
     fn event_field(&self, entry: usize) -> usize {
         usize::from(self.size).wrapping_mul(entry).wrapping_add(RING)
+    }
+}
+
+impl Table for SplitRing {
+    #[inline]
+    fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        self.descriptor(index)
     }
 }
 

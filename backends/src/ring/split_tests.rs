@@ -15,11 +15,10 @@ fn passed(event: u16, new: u16, old: u16) -> bool {
 
 #[test]
 fn virtio_2_7_7_1_event_arithmetic_is_that_of_counting() {
-    for start in [0u16, 1, 7, 65530, 65535] {
+    for start in [0u16, 1, 7, 0x7ffc, 65530, 65535] {
         for step in 0..=8u16 {
-            for event in 0..=20u16 {
+            for event in 0..=u16::MAX {
                 let (old, new) = (start, start.wrapping_add(step));
-                let event = start.wrapping_add(event).wrapping_sub(6);
                 assert_eq!(event_wanted(event, new, old), passed(event, new, old), "{event} {new} {old}");
             }
         }
@@ -30,10 +29,10 @@ fn virtio_2_7_7_1_event_arithmetic_is_that_of_counting() {
 fn virtio_2_7_13_3_every_index_step_of_small_rings() {
     for size in [1u16, 2, 4, 8] {
         let guest = Guest::new(size, false);
+        (0..size).for_each(|at| guest.available(at, at));
         for base in [0u16, 1, 65534, 65535] {
-            for ahead in 0..=20u16 {
+            for ahead in 0..=u16::MAX {
                 guest.available_index(base.wrapping_add(ahead));
-                (0..size).for_each(|at| guest.available(at, at));
                 let mut ring = guest.ring(base);
                 let taken =
                     std::iter::from_fn(|| ring.next().transpose()).take(32).collect::<Result<Vec<_>, _>>();

@@ -19,163 +19,24 @@
     )
 )]
 
+mod host;
+mod ring;
+
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-
-use thiserror::Error;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
 use crate::memory::{MAX_SLOTS, MemoryError};
 use crate::notify::Signal;
 use crate::proto::wire::{F_LOG_ALL, F_PROTOCOL_FEATURES};
 use crate::proto::{Code, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr};
-use crate::ring::{Layout, Ring as Virtqueue};
+use crate::ring::Ring as Virtqueue;
+pub use host::{Direction, Host, Refusal, RingStart};
+use ring::{F_RING_PACKED, Ring, RingState};
 
 /// Longest queue there can be (virtio 1.3 §2.7, §2.8.10.1).
 pub const MAX_QUEUE_SIZE: u16 = 32768;
 /// Feature bits that are between front-end and back-end, and offered by every back-end.
 const FRONT_END_FEATURES: u64 = F_PROTOCOL_FEATURES | F_LOG_ALL;
-/// Feature bit: packed rings.
-const F_RING_PACKED: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
-
-/// Which rule a request broke. The session goes on as if it had not come.
-#[derive(Debug, Error)]
-#[allow(missing_docs)]
-pub enum Refusal {
-    /// Bits that were not offered.
-    #[error("Features {0:#x} were not offered")]
-    Features(u64),
-    /// Features change while rings run.
-    #[error("Features cannot change while rings are running")]
-    Running,
-    /// A message of a protocol feature that was not negotiated.
-    #[error("{0:?} needs a protocol feature that was not negotiated")]
-    NotNegotiated(Code),
-    /// A queue the device does not have.
-    #[error("Queue {index} of {queues}")]
-    NoQueue { index: u32, queues: usize },
-    /// A queue size that is 0, too large, or for a split ring no power of two (virtio 1.3 §2.7, §2.8.10.1).
-    #[error("Queue size {0} is not 1 to {MAX_QUEUE_SIZE}, and a power of two where rings are split")]
-    Size(u32),
-    /// A base that is no place in the ring: split, a 16-bit index; packed, two places with their laps.
-    #[error("Ring base {0:#x} is no place in the ring")]
-    Base(u32),
-    /// Something that a running ring does not allow.
-    #[error("Queue {index} is running, {code:?} must wait until it is stopped")]
-    RingRunning { index: u32, code: Code },
-    /// Ring addresses that are unaligned or not wholly in one memory region.
-    #[error("Ring of queue {0} is not aligned within one memory region")]
-    RingAddress(u32),
-    /// A kick without a descriptor asks us to poll the ring, which we do not.
-    #[error("Queue {0} has no kick descriptor")]
-    Polled(u8),
-    /// Memory was refused.
-    #[error("Memory refused: {0}")]
-    Memory(#[from] MemoryError),
-    /// Configuration space that is not there or not writable.
-    #[error("Configuration bytes {offset}+{size} cannot be accessed")]
-    Config { offset: u32, size: usize },
-    /// A device status of more than eight bits (virtio 1.3 §2.1).
-    #[error("Device status {0:#x} has more than eight bits")]
-    Status(u64),
-    /// Something the device does not take.
-    #[error("The device does not take {0:?} with that value")]
-    Device(Code),
-    /// A host error while a ring began.
-    #[error("Queue cannot be started: {0}")]
-    Start(std::io::Error),
-    /// A ring did not come to rest in time; nothing sensible can be answered any more.
-    #[error("Queue {0} did not drain in time")]
-    Drain(u32),
-}
-
-/// A ring that is to be served.
-#[derive(Debug)]
-pub struct RingStart {
-    /// Queue.
-    pub index: u16,
-    /// Where it is.
-    pub layout: Layout,
-    /// Where to go on.
-    pub base: u32,
-    /// Features agreed on.
-    pub features: u64,
-    /// Driver to device.
-    pub kick: Arc<OwnedFd>,
-    /// Device to driver.
-    pub call: Signal,
-    /// Raised when the driver breaks the ring.
-    pub error: Signal,
-    /// Writes to guest memory are logged.
-    pub log_writes: bool,
-    /// Guest-physical address under which writes to the used ring are logged, if they are.
-    pub log_used: Option<u64>,
-}
-
-/// Effects of a session on the rest of the daemon.
-pub trait Host {
-    /// Replaces all memory. No ring is running.
-    ///
-    /// # Errors
-    /// The table is refused; the old memory stays.
-    fn set_memory(&mut self, table: Vec<(MemoryRegion, OwnedFd)>) -> Result<(), MemoryError>;
-    /// Adds a region.
-    ///
-    /// # Errors
-    /// The region is refused.
-    fn add_memory(&mut self, region: MemoryRegion, fd: OwnedFd) -> Result<(), MemoryError>;
-    /// Removes a region. No ring is running.
-    ///
-    /// # Errors
-    /// There is no such region.
-    fn remove_memory(&mut self, region: MemoryRegion) -> Result<(), MemoryError>;
-    /// Any memory at all.
-    fn has_memory(&self) -> bool;
-    /// The ring lies aligned in memory.
-    fn ring_fits(&self, layout: &Layout) -> bool;
-    /// Begins to serve a ring.
-    ///
-    /// # Errors
-    /// The host refuses.
-    fn start_ring(&mut self, ring: RingStart) -> Result<(), Refusal>;
-    /// Stops a ring and waits until nothing of it is in flight; the base to go on from.
-    ///
-    /// # Errors
-    /// [`Refusal::Drain`]
-    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal>;
-    /// Gives a running ring another call eventfd.
-    fn set_call(&mut self, index: u16, call: Signal);
-    /// Takes a dirty log into use, for rings started from now on.
-    ///
-    /// # Errors
-    /// The bitmap is not within its file.
-    fn set_log(&mut self, size_bytes: u64, mmap_offset: u64, fd: OwnedFd) -> Result<(), MemoryError>;
-    /// Takes the channel for our own requests.
-    fn set_channel(&mut self, fd: OwnedFd);
-    /// Begins to carry device state, once the answer to the request is sent. `false`: not with these values.
-    fn transfer_state(&mut self, direction: Direction, fd: OwnedFd) -> bool;
-    /// Whether the last transfer of state went well.
-    fn state_is_good(&self) -> bool;
-    /// The device goes back to where it began.
-    fn reset_device(&mut self);
-    /// The largest packet that the guest will be given; `false` refuses.
-    fn set_mtu(&mut self, mtu_bytes: u16) -> bool;
-    /// Tells the network where a guest is now; `false` refuses.
-    fn send_rarp(&mut self, mac: [u8; 6]) -> bool;
-    /// The configuration space.
-    fn config(&self) -> Vec<u8>;
-    /// A driver's write to it; `false` refuses.
-    fn set_config(&mut self, offset: usize, data: &[u8]) -> bool;
-}
-
-/// Which way device state goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// We write it.
-    Save,
-    /// We read it.
-    Load,
-}
 
 /// What a device offers to every session.
 #[derive(Clone, Copy, Debug)]
@@ -196,31 +57,6 @@ pub struct Session {
     protocol: ProtocolFeatures,
     status: u8,
     rings: Vec<Ring>,
-}
-
-/// A ring as the messages described it so far.
-#[derive(Debug, Default)]
-struct Ring {
-    state: RingState,
-    size: Option<u16>,
-    addr: Option<VringAddr>,
-    /// Where to go on; until it is known the ring begins.
-    base: Option<u32>,
-    kick: Option<Arc<OwnedFd>>,
-    call: Signal,
-    error: Signal,
-    /// SET_VRING_ENABLE; until it comes the negotiated features decide.
-    enabled: Option<bool>,
-}
-
-/// Who has the ring.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum RingState {
-    /// This session: nothing touches its memory.
-    #[default]
-    Stopped,
-    /// A worker.
-    Running,
 }
 
 type Answer = Result<Option<Reply>, Refusal>;
@@ -569,32 +405,6 @@ impl Session {
     }
 }
 
-impl Ring {
-    fn layout(&self, features: u64) -> Option<Layout> {
-        let (size, addr) = (self.size?, self.addr.as_ref()?);
-        Some(Layout {
-            size,
-            descriptor: addr.descriptor,
-            available: addr.available,
-            used: addr.used,
-            packed: features & F_RING_PACKED != 0,
-            event_idx: features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0,
-        })
-    }
-}
-
-impl Ring {
-    /// As it began, but with its eventfds: some front-ends send those once for the life of the connection.
-    fn fresh(&self) -> Ring {
-        Ring { call: self.call.clone(), error: self.error.clone(), ..Ring::default() }
-    }
-
-    /// VHOST_VRING_F_LOG and the address that goes with it.
-    fn log_used(&self) -> Option<u64> {
-        self.addr.as_ref().filter(|addr| addr.flags & 1 != 0).map(|addr| addr.log)
-    }
-}
-
 fn taken(taken: bool, code: Code) -> Answer {
     if taken { Ok(None) } else { Err(Refusal::Device(code)) }
 }
@@ -632,5 +442,4 @@ fn set_config(offset: u32, data: &[u8], host: &mut impl Host) -> Answer {
 }
 
 #[cfg(test)]
-#[path = "session_tests.rs"]
 mod tests;

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::proto::VringFd;
+use crate::ring::Layout;
 use crate::testing::{memfd, region};
 
 /// Records what a session does to the rest of the daemon.
