@@ -25,6 +25,7 @@ pub mod initramfs;
 pub mod interrupt;
 pub mod kernel;
 pub mod kvm_host;
+pub mod listen;
 pub mod packages;
 pub mod process;
 pub mod qemu;

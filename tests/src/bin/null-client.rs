@@ -46,8 +46,8 @@ struct Options {
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     requests: usize,
 
-    /// A packed ring, not a split one
-    #[arg(long)]
+    /// A packed ring, not a split one; with event indices the crate loses notifications
+    #[arg(long, conflicts_with = "event_idx")]
     packed: bool,
 
     /// Event indices (VIRTIO_F_EVENT_IDX), not flags

@@ -75,7 +75,12 @@ fn row(variant: &str, claim: &Claim, figures: &[Figure]) -> Row {
     };
     let pair = |round: usize| {
         let (ours, peer) = (of(variant, round)?, of(PEER, round)?);
-        Some(Round { ours: ours.kiops, peer: peer.kiops, cpu_us_ours: ours.cpu_us, cpu_us_peer: peer.cpu_us })
+        Some(Round {
+            ours: ours.kiops,
+            peer: Some(peer.kiops),
+            cpu_us_ours: Some(ours.cpu_us),
+            cpu_us_peer: Some(peer.cpu_us),
+        })
     };
     let rounds: Vec<Round> = (0..).map_while(pair).collect();
     if rounds.is_empty() {

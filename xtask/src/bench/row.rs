@@ -19,12 +19,24 @@ pub enum Better {
 pub struct Round {
     /// Our figure, in the row's unit.
     pub ours: f64,
-    /// The peer's.
-    pub peer: f64,
-    /// CPU time of an operation of ours, in microseconds.
-    pub cpu_us_ours: f64,
+    /// The peer's, if there is a peer.
+    pub peer: Option<f64>,
+    /// CPU time of an operation of ours, in microseconds, where operations are measured.
+    pub cpu_us_ours: Option<f64>,
     /// CPU time of an operation of the peer, in microseconds.
-    pub cpu_us_peer: f64,
+    pub cpu_us_peer: Option<f64>,
+}
+
+impl Round {
+    /// A figure that is compared with a fixed one.
+    pub fn alone(ours: f64) -> Self {
+        Self { ours, peer: None, cpu_us_ours: None, cpu_us_peer: None }
+    }
+
+    /// Ours over the peer's, or ours itself where there is no peer.
+    fn ratio(&self) -> f64 {
+        self.peer.map_or(self.ours, |peer| self.ours / peer)
+    }
 }
 
 /// What a row claims, before it is measured.
@@ -55,7 +67,8 @@ pub struct Row {
     pub peer: Option<f64>,
     /// Of `ours` and `peer`.
     pub unit: String,
-    /// The median of the rounds' ratios, ours over the peer's; none when it could not be measured.
+    /// The median of the rounds' ratios, ours over the peer's, or of ours without a peer; none when it could not be
+    /// measured.
     pub ratio: Option<f64>,
     /// Which way is better.
     pub better: Better,
@@ -76,11 +89,11 @@ pub struct Row {
 impl Row {
     /// The row of `claim` from its interleaved rounds.
     pub fn measured(claim: &Claim, rounds: &[Round]) -> Self {
-        let median_of = |value: fn(&Round) -> f64| median(rounds.iter().map(value).collect());
+        let median_of = |value: fn(&Round) -> Option<f64>| median(rounds.iter().filter_map(value).collect());
         Self {
-            ours: median_of(|round| round.ours),
+            ours: median_of(|round| Some(round.ours)),
             peer: median_of(|round| round.peer),
-            ratio: median_of(|round| round.ours / round.peer),
+            ratio: median_of(|round| Some(round.ratio())),
             cpu_us_ours: median_of(|round| round.cpu_us_ours),
             cpu_us_peer: median_of(|round| round.cpu_us_peer),
             rounds: rounds.len(),
@@ -121,17 +134,16 @@ impl fmt::Display for Row {
             value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
         };
         let verdict = if self.holds() { "ok" } else { "MISSED" };
-        let (ours, peer) = (number(self.ours, 1), number(self.peer, 1));
-        write!(f, "{:<16} {ours:>10} {peer:>10} {:<8} {:>6}", self.name, self.unit, number(self.ratio, 3))?;
-        write!(f, " {:>6.3} {:>6.3}", self.target, self.floor)?;
+        let (ours, peer) = (number(self.ours, 2), number(self.peer, 2));
+        write!(f, "{:<30} {ours:>10} {peer:>10} {:<6} {:>8}", self.name, self.unit, number(self.ratio, 3))?;
+        write!(f, " {:>8.3} {:>8.3}", self.target, self.floor)?;
         let (cpu_ours, cpu_peer) = (number(self.cpu_us_ours, 2), number(self.cpu_us_peer, 2));
         write!(f, " {cpu_ours:>7} {cpu_peer:>7} {:>3} {verdict:<6} {}", self.rounds, self.note)
     }
 }
 
 /// The head of the table that [`Row`]'s lines make.
-pub const HEAD: &str =
-    "row                    ours       peer unit      ratio target  floor  us-ours us-peer rnd";
+pub const HEAD: &str = "row                                  ours       peer unit      ratio   target    floor us-ours us-peer rnd";
 
 /// The middle value, or the mean of the two in the middle.
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -158,7 +170,7 @@ mod tests {
     };
 
     fn round(ours: f64, peer: f64) -> Round {
-        Round { ours, peer, cpu_us_ours: 1.0, cpu_us_peer: 2.0 }
+        Round { ours, peer: Some(peer), cpu_us_ours: Some(1.0), cpu_us_peer: Some(2.0) }
     }
 
     #[test]
@@ -174,6 +186,14 @@ mod tests {
         assert!(!row.holds());
         assert_eq!(serde_json::to_value(&row).unwrap()["ratio"], serde_json::Value::Null);
         assert!(!Row::measured(&CLAIM, &[]).holds());
+    }
+
+    #[test]
+    fn without_a_peer_the_figure_is_the_ratio() {
+        let claim = Claim { better: Better::Lower, target: 0.0, floor: 5.0, ..CLAIM };
+        let row = Row::measured(&claim, &[Round::alone(4.0), Round::alone(6.0), Round::alone(1.0)]);
+        assert_eq!((row.ours, row.peer, row.ratio, row.cpu_us_ours), (Some(4.0), None, Some(4.0), None));
+        assert!(row.holds());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::conversation::Conversation;
 use super::report::{Process, Report, Served};
+use crate::listen::is_listening;
 use crate::process::{Running, command, last_lines, wait_until};
 use crate::workspace;
 
@@ -191,20 +192,6 @@ fn start(name: &str, mut command: std::process::Command, logs: &Path) -> Result<
     Running::start(name, &mut command).map_err(|error| error.to_string())
 }
 
-/// Whether somebody listens on the unix socket `path`, without a connection that would be taken for the front-end's.
-fn is_listening(path: &Path) -> bool {
-    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    listens_in(&table, &path.to_string_lossy())
-}
-
-/// Lines: address, reference count, protocol, flags (bit 16: accepts connections), type, state, inode, path.
-fn listens_in(table: &str, path: &str) -> bool {
-    table.lines().any(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        fields.get(3) == Some(&"00010000") && fields.get(7) == Some(&path)
-    })
-}
-
 fn log_path(logs: &Path, name: &str) -> PathBuf {
     logs.join(format!("{name}.log"))
 }
@@ -221,22 +208,4 @@ fn step(what: &str) {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::net::UnixListener;
-
-    use super::*;
-
-    #[test]
-    fn a_socket_listens_once_somebody_accepts_on_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("socket");
-        assert!(!is_listening(&path));
-        let listener = UnixListener::bind(&path).unwrap();
-        assert!(is_listening(&path));
-        drop(listener);
-        assert!(path.exists() && !is_listening(&path));
-    }
 }
