@@ -12,30 +12,23 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
-use backends::proto::wire::{F_LOG_ALL, F_PROTOCOL_FEATURES, Header};
+use backends::proto::wire::{F_PROTOCOL_FEATURES, Header};
 use backends::proto::{
     Code, Connection, MemoryRegion, ProtocolFeatures, Reply, Request, TransportError, VringAddr, VringFd,
 };
-use backends::session::Direction;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use thiserror::Error;
 
-use crate::dirty::DirtyLog;
 use crate::guest::format::{RingKind, Shape};
 use crate::guest::memory::Ram;
 use crate::guest::ring::Ring;
 use crate::wait;
 
-/// Device feature bit 29: VIRTIO_F_EVENT_IDX.
-pub const F_EVENT_IDX: u64 = 1 << 29;
-/// Device feature bit 34: VIRTIO_F_RING_PACKED.
-pub const F_RING_PACKED: u64 = 1 << 34;
-/// Device feature bit 35: VIRTIO_F_IN_ORDER.
-pub const F_IN_ORDER: u64 = 1 << 35;
-/// Device feature bit 28: VIRTIO_F_INDIRECT_DESC.
-pub const F_INDIRECT_DESC: u64 = 1 << 28;
-/// Device feature bit 32: VIRTIO_F_VERSION_1.
-pub const F_VERSION_1: u64 = 1 << 32;
+mod moving;
+mod wants;
+
+pub use wants::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1, Memory, Wants};
+
 /// Most descriptors one raw message carries (the kernel allows 253).
 const MAX_RAW_FDS: usize = 253;
 
@@ -89,64 +82,6 @@ impl FrontendError {
     /// The back-end closed the connection.
     pub fn is_hangup(&self) -> bool {
         matches!(self, FrontendError::Transport { source: TransportError::Closed, .. })
-    }
-}
-
-/// How guest RAM is handed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Memory {
-    /// SET_MEM_TABLE.
-    Table,
-    /// ADD_MEM_REG for each region (needs CONFIGURE_MEM_SLOTS).
-    Slots,
-    /// Not at all; the test does it.
-    None,
-}
-
-/// What to negotiate. What the back-end does not offer is left out.
-#[derive(Clone, Copy, Debug)]
-pub struct Wants {
-    /// Device features; rings and order are asked for below, and logging when it is needed.
-    pub features: u64,
-    /// Kind of all rings: VIRTIO_F_RING_PACKED or not.
-    pub rings: RingKind,
-    /// VIRTIO_F_IN_ORDER.
-    pub in_order: bool,
-    /// Protocol features; `None`: do not speak about them at all.
-    pub protocol: Option<ProtocolFeatures>,
-    /// Memory.
-    pub memory: Memory,
-}
-
-impl Default for Wants {
-    /// Everything offered but order, on split rings, memory by table.
-    fn default() -> Wants {
-        Wants {
-            features: u64::MAX,
-            rings: RingKind::Split,
-            in_order: false,
-            protocol: Some(ProtocolFeatures::all()),
-            memory: Memory::Table,
-        }
-    }
-}
-
-impl Wants {
-    /// Everything offered but order, on rings of this kind.
-    pub fn on(rings: RingKind) -> Wants {
-        Wants { rings, ..Wants::default() }
-    }
-
-    /// The device features among `offered` that are wanted, without those of the protocol.
-    fn among(&self, offered: u64) -> u64 {
-        let mut never = F_PROTOCOL_FEATURES | F_LOG_ALL;
-        if self.rings == RingKind::Split {
-            never |= F_RING_PACKED;
-        }
-        if !self.in_order {
-            never |= F_IN_ORDER;
-        }
-        offered & self.features & !never
     }
 }
 
@@ -340,76 +275,6 @@ impl Frontend {
             available: self.ram.user_addr(layout.avail),
             log: 0,
         }
-    }
-
-    /// SET_LOG_BASE: writes are marked in `log` from now on, if they are logged.
-    ///
-    /// # Errors
-    /// Refused, connection lost or nonsense.
-    pub fn set_log(&mut self, log: &DirtyLog) -> Result<()> {
-        let code = Code::SetLogBase;
-        self.send(&Request::SetLogBase { size_bytes: log.bytes(), mmap_offset: 0 }, &[log.as_fd()], false)?;
-        match self.receive_number(code as u32)? {
-            0 => Ok(()),
-            ack => Err(FrontendError::Refused { code, ack }),
-        }
-    }
-
-    /// Turns logging on or off (VHOST_F_LOG_ALL).
-    ///
-    /// # Errors
-    /// Refused or connection lost.
-    pub fn log_writes(&mut self, on: bool) -> Result<()> {
-        let features = if on { self.features | F_LOG_ALL } else { self.features & !F_LOG_ALL };
-        self.tell(Request::SetFeatures(features), &[])?;
-        self.features = features;
-        Ok(())
-    }
-
-    /// Turns logging of a ring's own memory on or off (VHOST_VRING_F_LOG), as QEMU does it: under the address of
-    /// the used part, whatever the kind of ring.
-    ///
-    /// # Errors
-    /// Refused or connection lost.
-    pub fn log_ring(&mut self, index: u8, ring: &Ring, on: bool) -> Result<()> {
-        let addr = self.vring_addr(index.into(), ring);
-        let log = ring.layout().used;
-        self.tell(Request::SetVringAddr(VringAddr { flags: u32::from(on), log, ..addr }), &[])
-    }
-
-    /// SET_BACKEND_REQ_FD: the back-end's own requests arrive at the connection that is given back.
-    ///
-    /// # Errors
-    /// Refused or connection lost.
-    pub fn open_channel(&mut self) -> Result<Connection> {
-        let code = Code::SetBackendReqFd;
-        let transport = |source| FrontendError::Transport { code, source };
-        let (here, there) = UnixStream::pair().map_err(|e| transport(TransportError::Socket(e)))?;
-        self.tell(Request::SetBackendReqFd, &[there.as_fd()])?;
-        Connection::new(here).map_err(transport)
-    }
-
-    /// SET_DEVICE_STATE_FD with the device standing still; the back-end writes to `fd` or reads from it.
-    ///
-    /// # Errors
-    /// Refused, connection lost or nonsense.
-    pub fn carry_state(&mut self, direction: Direction, fd: BorrowedFd<'_>) -> Result<()> {
-        let code = Code::SetDeviceStateFd;
-        let direction = u32::from(direction == Direction::Load);
-        self.send(&Request::SetDeviceStateFd { direction, phase: 0 }, &[fd], false)?;
-        // Bit 8: no descriptor comes back; the low byte is an error.
-        match self.receive_number(code as u32)? {
-            0x100 => Ok(()),
-            ack => Err(FrontendError::Refused { code, ack }),
-        }
-    }
-
-    /// CHECK_DEVICE_STATE: the last transfer of state went well.
-    ///
-    /// # Errors
-    /// Connection lost or nonsense.
-    pub fn state_is_good(&mut self) -> Result<bool> {
-        Ok(self.ask_u64(Request::CheckDeviceState)? == 0)
     }
 
     /// SET_VRING_ENABLE; says nothing where protocol features were not negotiated, as rings are enabled then.

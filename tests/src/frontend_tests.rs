@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::guest::memory::Backing;
+use backends::proto::wire::F_LOG_ALL;
 use std::os::fd::OwnedFd;
 use std::thread::JoinHandle;
 

@@ -1,6 +1,23 @@
 //! Messages: unknown, cut, oversized, mixed up, too many, and from a front-end that is not there to listen.
 
+use std::os::unix::net::UnixStream;
+
+use tests::dirty::DirtyLog;
+use tests::frontend::{F_RING_PACKED, F_VERSION_1};
+use tests::guest::format::RingKind;
+
 use super::*;
+
+/// What every daemon offers.
+const PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::REPLY_ACK
+    .union(ProtocolFeatures::MQ)
+    .union(ProtocolFeatures::CONFIG)
+    .union(ProtocolFeatures::BACKEND_REQ)
+    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(ProtocolFeatures::LOG_SHMFD)
+    .union(ProtocolFeatures::RESET_DEVICE)
+    .union(ProtocolFeatures::STATUS)
+    .union(ProtocolFeatures::DEVICE_STATE);
 
 tests::against_every_daemon! {
     both: [
@@ -126,13 +143,27 @@ fn f05_ten_thousand_messages_leave_no_trace(device: Device) {
     machine.frontend.stop(queue).unwrap();
     let ring = machine.start_queue().unwrap();
     let vring = VringFd { index: queue, has_fd: true };
+    let (channel, _theirs) = UnixStream::pair().unwrap();
+    let ram = machine.ram();
+    let log = DirtyLog::new(&ram);
+    let more = memfd(4096, Backing::Sealed);
+    let elsewhere = MemoryRegion { guest_addr: 0, size_bytes: 4096, user_addr: 4096, mmap_offset: 0 };
+    let state = Request::SetDeviceStateFd { direction: 0, phase: 0 };
     for round in 0..10_000 {
         let frontend = &mut machine.frontend;
         frontend.tell(Request::SetVringCall(vring), &[event.as_fd()]).unwrap();
         frontend.tell(Request::SetVringErr(vring), &[event.as_fd()]).ok();
+        frontend.tell(Request::SetBackendReqFd, &[channel.as_fd()]).unwrap();
+        frontend.tell(Request::SetLogFd, &[event.as_fd()]).unwrap();
+        // Refused, since a ring runs.
+        frontend.send(&state, &[event.as_fd()], false).unwrap();
+        assert_ne!(frontend.receive_number(Code::SetDeviceStateFd as u32).unwrap() & 0xff, 0);
         if round % 20 == 0 {
             frontend.set_mem_table().unwrap();
             frontend.tell(Request::SetVringKick(vring), &[ring.kick.as_fd()]).unwrap();
+            frontend.set_log(&log).unwrap();
+            frontend.add_region(elsewhere, more.as_fd()).unwrap();
+            frontend.remove_region(elsewhere).unwrap();
         }
     }
     drop(ring);
@@ -207,14 +238,18 @@ fn f22_a_second_front_end_waits(device: Device) {
     machine.assert_serves_anew();
 }
 
-/// The handshake up to a running ring, cut after each of its bytes.
+/// A session in which most kinds of message come, cut after each of its bytes.
 fn f23_a_connection_may_end_after_any_byte(device: Device) {
     let (mut machine, ring) = running(device);
     let before = at_rest(&mut machine);
     let ram = Ram::new(RAM_BYTES);
-    let script = script(device, &ram, &ring);
-    let total: usize = script.iter().map(|(bytes, _)| bytes.len()).sum();
+    let log = DirtyLog::new(&ram);
+    let (channel, _theirs) = UnixStream::pair().unwrap();
+    let script = script(device, &ram, &ring, [log.as_fd(), channel.as_fd()]);
     machine.hang_up();
+    assert_holds(Frontend::connect(machine.daemon.socket(), &ram).unwrap(), &script);
+    let script: Vec<_> = script.into_iter().map(|(request, fds)| (bytes_of(&request), fds)).collect();
+    let total: usize = script.iter().map(|(bytes, _)| bytes.len()).sum();
     for cut in 0..total {
         let frontend = Frontend::connect(machine.daemon.socket(), &ram).unwrap();
         let mut left = cut;
@@ -243,24 +278,74 @@ fn f24_a_front_end_that_never_reads_is_hung_up(device: Device) {
     machine.assert_serves_anew();
 }
 
-/// Messages that start a ring, as bytes and descriptors.
-fn script<'a>(device: Device, ram: &'a Ram, ring: &'a Ring) -> Vec<(Vec<u8>, Vec<BorrowedFd<'a>>)> {
+fn bytes_of(request: &Request) -> Vec<u8> {
+    let payload = request.payload();
+    let header = Header::request(request.code(), payload.len(), true);
+    [&header.to_bytes()[..], &payload].concat()
+}
+
+/// Nothing in the script is refused but the write to the configuration space, where nothing is writable.
+#[track_caller]
+fn assert_holds(mut frontend: Frontend, script: &[(Request, Vec<BorrowedFd<'_>>)]) {
+    for (request, fds) in script {
+        frontend.send(request, fds, true).unwrap();
+        // Before it there are no acks, and its own is the first.
+        if matches!(request, Request::SetProtocolFeatures(_)) {
+            continue;
+        }
+        let reply = frontend.receive(request.code()).unwrap();
+        if !request.code().rule().answered {
+            let refused = matches!(request, Request::SetConfig { .. });
+            assert_eq!(reply, Reply::U64(u64::from(refused)), "{request:?}");
+        }
+    }
+}
+
+/// Messages that start a ring and stop it, with their descriptors; most kinds there are.
+fn script<'a>(
+    device: Device,
+    ram: &'a Ram,
+    ring: &'a Ring,
+    [log, channel]: [BorrowedFd<'a>; 2],
+) -> Vec<(Request, Vec<BorrowedFd<'a>>)> {
     let index = u32::from(device.queue);
     let vring = VringFd { index: device.queue, has_fd: true };
     let region = &ram.regions()[0];
-    let message = |request: Request, fds: Vec<BorrowedFd<'a>>| {
-        let payload = request.payload();
-        let header = Header::request(request.code(), payload.len(), true);
-        ([&header.to_bytes()[..], &payload].concat(), fds)
-    };
+    let layout = ring.layout();
+    // As the ring lies in another guest's RAM of the same shape.
+    let [descriptor, available, used] = [layout.desc, layout.avail, layout.used].map(|at| ram.user_addr(at));
+    let addr = VringAddr { index, flags: 0, descriptor, available, used, log: 0 };
+    let packed = if device.rings == RingKind::Packed { F_RING_PACKED } else { 0 };
+    let features = F_PROTOCOL_FEATURES | F_VERSION_1 | packed;
     vec![
-        message(Request::GetFeatures, vec![]),
-        message(Request::SetProtocolFeatures(ProtocolFeatures::REPLY_ACK.bits()), vec![]),
-        message(Request::SetFeatures(F_PROTOCOL_FEATURES), vec![]),
-        message(Request::SetMemTable(vec![region.table]), vec![region.fd()]),
-        message(Request::SetVringNum { index, num: u32::from(QUEUE_SIZE) }, vec![]),
-        message(Request::SetVringCall(vring), vec![ring.call.as_fd()]),
-        message(Request::SetVringKick(vring), vec![ring.kick.as_fd()]),
-        message(Request::SetVringEnable { index, enable: 1 }, vec![]),
+        (Request::GetFeatures, vec![]),
+        (Request::GetProtocolFeatures, vec![]),
+        (Request::SetProtocolFeatures(PROTOCOL_FEATURES.bits()), vec![]),
+        (Request::GetQueueNum, vec![]),
+        (Request::SetOwner, vec![]),
+        (Request::SetFeatures(features), vec![]),
+        (Request::SetBackendReqFd, vec![channel]),
+        (Request::GetConfig { offset: 0, size: 8 }, vec![]),
+        (Request::SetConfig { offset: 0, data: vec![0; 8] }, vec![]),
+        (Request::GetMaxMemSlots, vec![]),
+        (Request::AddMemReg(region.table), vec![region.fd()]),
+        (Request::RemMemReg(region.table), vec![]),
+        (Request::SetMemTable(vec![region.table]), vec![region.fd()]),
+        (Request::SetLogBase { size_bytes: 4096, mmap_offset: 0 }, vec![log]),
+        (Request::SetLogFd, vec![ring.err.as_fd()]),
+        (Request::SetStatus(15), vec![]),
+        (Request::GetStatus, vec![]),
+        (Request::SetVringNum { index, num: u32::from(QUEUE_SIZE) }, vec![]),
+        (Request::SetVringBase { index, base: ring.shape().first_base() }, vec![]),
+        (Request::SetVringAddr(addr), vec![]),
+        (Request::SetVringErr(vring), vec![ring.err.as_fd()]),
+        (Request::SetVringCall(vring), vec![ring.call.as_fd()]),
+        (Request::SetVringKick(vring), vec![ring.kick.as_fd()]),
+        (Request::SetVringEnable { index, enable: 1 }, vec![]),
+        (Request::GetVringBase { index }, vec![]),
+        (Request::SetDeviceStateFd { direction: 0, phase: 0 }, vec![ring.err.as_fd()]),
+        (Request::CheckDeviceState, vec![]),
+        (Request::ResetDevice, vec![]),
+        (Request::ResetOwner, vec![]),
     ]
 }
