@@ -21,7 +21,8 @@ impl Program for Options {
     const EXAMPLES: &'static str = "Examples:\n  \
         outboard-rng --socket-path /run/outboard/vm1/rng.sock\n  \
         outboard run ... --device rng,socket=/run/outboard/vm1/rng.sock\n  \
-        qemu-system-x86_64 ... -chardev socket,id=rng,path=/run/outboard/vm1/rng.sock -device vhost-user-rng-pci,chardev=rng";
+        qemu-system-x86_64 ... -chardev socket,id=rng,path=/run/outboard/vm1/rng.sock \\\n      \
+        -device vhost-user-rng-pci,chardev=rng";
 
     fn open(self) -> Result<Rng, Failure> {
         Ok(Rng::new(self.source))
