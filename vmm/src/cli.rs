@@ -33,10 +33,13 @@ Examples:
 On a terminal, Ctrl-A then X ends the machine.
 
 Exit codes:
-  0  the guest switched off, or a signal asked to end    4  a device failed at start
-  1  failure                                             5  the guest crashed, or KVM could not go on
-  2  bad option                                          6  the guest's kernel panicked
-  3  this host cannot";
+  0  the guest switched off, or a signal asked to end
+  1  failure
+  2  bad option
+  3  this host cannot
+  4  a device failed at start
+  5  the guest crashed, or KVM could not go on
+  6  the guest's kernel panicked";
 
 /// A slim KVM core whose devices are vhost-user daemons
 #[derive(Parser)]
