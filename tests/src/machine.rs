@@ -166,7 +166,15 @@ impl Machine {
     /// As [`Frontend::session`].
     pub fn reconnect(&mut self) -> Result<(), FrontendError> {
         self.hang_up();
-        self.frontend = Frontend::session(self.daemon.socket(), &Ram::new(RAM_BYTES), self.wants)?;
+        self.connect(&Ram::new(RAM_BYTES), self.wants)
+    }
+
+    /// Connects with this guest and these wishes, after [`Machine::hang_up`].
+    ///
+    /// # Errors
+    /// As [`Frontend::session`].
+    pub fn connect(&mut self, ram: &Arc<Ram>, wants: Wants) -> Result<(), FrontendError> {
+        self.frontend = Frontend::session(self.daemon.socket(), ram, wants)?;
         Ok(())
     }
 
