@@ -9,6 +9,7 @@ pub mod bus;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod contended;
 pub mod error;
 #[allow(unsafe_code)]
 pub mod kvm;

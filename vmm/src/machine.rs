@@ -2,13 +2,17 @@
 //!
 //! It wakes for the vCPUs' last words, for signals, for the keyboard, and when a daemon's connection ends; while
 //! devices merely work it sleeps (`--timings` counts its wake-ups). It ends with `Ok` when the guest switched off
-//! or the operator asked, with an error otherwise. The process ends right after it, which stops the vCPU threads.
+//! or the operator asked, with an error otherwise. The process ends right after it, which stops the other threads.
+//!
+//! It waits for nothing else, so that a signal is always heard: what vCPU threads have locked it tries and tries
+//! again when it is told ([`crate::contended`]), and a reboot, in which daemons may take long to come to rest,
+//! has a thread of its own ([`PowerCycle`]).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -60,10 +64,76 @@ pub struct Parts {
     pub timings: Arc<Timings>,
 }
 
-/// A machine whose vCPUs run.
+impl Parts {
+    /// Stops everything and puts it back as it was at power-on, with the kernel loaded again.
+    fn power_cycle(&self, threads: Vec<VcpuThread>) -> Result<PoweredOn, Error> {
+        let mut vcpus = self.stop(threads).ok_or(Error::VcpuLost)?;
+        // Devices first: after this none of them writes into the RAM that is about to be cleared.
+        self.pci.reset();
+        self.vm.reset_irqchips()?;
+        self.vm.ram().clear().map_err(system("clear guest RAM"))?;
+        let entry = self.files.load(self.vm.ram(), &self.acpi)?;
+        vcpus.iter_mut().try_for_each(Vcpu::reset)?;
+        Ok((vcpus, entry))
+    }
+
+    fn stop(&self, threads: Vec<VcpuThread>) -> Option<Vec<Vcpu>> {
+        // A vCPU that waits to write where nobody reads would not stop otherwise.
+        self.serial.iter().for_each(|serial| serial.hurry(true));
+        let vcpus = threads.into_iter().map(VcpuThread::stop).collect();
+        self.serial.iter().for_each(|serial| serial.hurry(false));
+        vcpus
+    }
+}
+
+/// Stopped vCPUs, and where the boot CPU is to begin.
+type PoweredOn = (Vec<Vcpu>, Entry);
+
+/// A reboot under way: a thread that stops the machine and brings it back to its power-on state.
+struct PowerCycle(Receiver<Result<PoweredOn, Error>>);
+
+impl PowerCycle {
+    /// Begins; `wake` is raised at the end.
+    fn begin(
+        parts: Arc<Parts>,
+        threads: Vec<VcpuThread>,
+        wake: Arc<kvm::event::Event>,
+    ) -> io::Result<PowerCycle> {
+        let (sender, receiver) = sync_channel(1);
+        let work = move || {
+            let _raised = RaisedAtEnd(wake);
+            // By value, so that it is gone before the event is raised, should the work panic.
+            let sender = sender;
+            // Nobody listens any more only when the process is about to end.
+            let _ = sender.send(parts.power_cycle(threads));
+        };
+        std::thread::Builder::new().name("reboot".into()).spawn(work)?;
+        Ok(PowerCycle(receiver))
+    }
+
+    /// What it came to, once it is over.
+    fn outcome(&self) -> Option<Result<PoweredOn, Error>> {
+        match self.0.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(Error::VcpuLost)),
+        }
+    }
+}
+
+struct RaisedAtEnd(Arc<kvm::event::Event>);
+
+impl Drop for RaisedAtEnd {
+    fn drop(&mut self) {
+        self.0.raise();
+    }
+}
+
+/// A machine whose vCPUs run, or that reboots.
 pub struct Machine {
-    parts: Parts,
+    parts: Arc<Parts>,
     vcpus: Vec<VcpuThread>,
+    reboot: Option<PowerCycle>,
     outbox: Arc<Outbox>,
     events: Receiver<VcpuEvent>,
     wake: Arc<kvm::event::Event>,
@@ -87,9 +157,18 @@ impl Machine {
         let input =
             if parts.stdin { Some(Input::open().map_err(system("set up the terminal"))?) } else { None };
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system("make an epoll instance"))?;
-        let (vcpu_threads, listening) = (Vec::new(), false);
-        let mut machine =
-            Machine { parts, vcpus: vcpu_threads, outbox, events, wake, signals, input, listening, epoll };
+        let mut machine = Machine {
+            parts: Arc::new(parts),
+            vcpus: Vec::new(),
+            reboot: None,
+            outbox,
+            events,
+            wake,
+            signals,
+            input,
+            listening: false,
+            epoll,
+        };
         machine.watch_all().map_err(system("watch events"))?;
         if !machine.listen(true)? {
             machine.on_stdin(Input::read_into)?;
@@ -141,13 +220,21 @@ impl Machine {
     /// Takes what a vCPU said. The first word counts: after it the machine ends, or starts again.
     fn on_vcpu(&mut self) -> Result<Next, Error> {
         self.wake.take();
+        if let Some(reboot) = &self.reboot {
+            return match reboot.outcome() {
+                Some(outcome) => self.power_on(outcome?).map(|()| Next::Wait),
+                None => Ok(Next::Wait),
+            };
+        }
         let Ok(event) = self.events.try_recv() else { return Ok(Next::Wait) };
         match event {
             VcpuEvent::Request(Request::PowerOff) => {
                 self.parts.timings.event(Event::PowerOff);
                 Ok(Next::End)
             }
-            VcpuEvent::Request(Request::Reset) if self.parts.reboots => self.reboot().map(|()| Next::Wait),
+            VcpuEvent::Request(Request::Reset) if self.parts.reboots => {
+                self.begin_reboot().map(|()| Next::Wait)
+            }
             VcpuEvent::Request(Request::Reset) => Ok(Next::End),
             VcpuEvent::Request(Request::Panic) => Err(Error::GuestPanic),
             VcpuEvent::Crash(crash) => Err(crash.into()),
@@ -155,20 +242,18 @@ impl Machine {
         }
     }
 
-    /// Stops everything, puts it back as it was at power-on, and starts again.
-    fn reboot(&mut self) -> Result<(), Error> {
+    fn begin_reboot(&mut self) -> Result<(), Error> {
         info!("the guest resets");
-        let stopped: Option<Vec<Vcpu>> = self.vcpus.drain(..).map(VcpuThread::stop).collect();
-        let mut vcpus = stopped.ok_or(Error::VcpuLost)?;
+        let threads = std::mem::take(&mut self.vcpus);
+        let reboot = PowerCycle::begin(Arc::clone(&self.parts), threads, Arc::clone(&self.wake));
+        self.reboot = Some(reboot.map_err(system("start a thread"))?);
+        Ok(())
+    }
+
+    fn power_on(&mut self, (vcpus, entry): PoweredOn) -> Result<(), Error> {
+        self.reboot = None;
         // What the others said while they were being stopped belongs to the machine that is gone.
         while self.events.try_recv().is_ok() {}
-        let parts = &self.parts;
-        // Devices first: after this none of them writes into the RAM that is about to be cleared.
-        parts.pci.reset();
-        parts.vm.reset_irqchips()?;
-        parts.vm.ram().clear().map_err(system("clear guest RAM"))?;
-        let entry = parts.files.load(parts.vm.ram(), &parts.acpi)?;
-        vcpus.iter_mut().try_for_each(Vcpu::reset)?;
         self.run_vcpus(vcpus, entry)
     }
 

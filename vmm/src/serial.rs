@@ -2,6 +2,8 @@
 //!
 //! Out: each byte the guest sends is written at once to standard output or a file. In: what the main loop reads
 //! from standard input, as much as the 64-byte FIFO takes; [`SerialPort::drained`] tells when there is room again.
+//! A vCPU waits while standard output is full, so that no byte is lost, and gives up only when it is to stop
+//! ([`SerialPort::hurry`]). The main loop never waits with it: input that finds the port busy stays where it is.
 //! Interrupts go by irqfd. With `--serial off` none of this exists and the ports read as all ones.
 
 #![deny(
@@ -13,15 +15,17 @@
 )]
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 
+use crate::contended::Contended;
 use crate::kvm::event::Event;
 use crate::layout;
 
@@ -82,16 +86,37 @@ impl SerialEvents for FifoWatch {
     }
 }
 
-/// Unbuffered output that waits when a non-blocking standard output is full, so that no byte is lost.
-struct Output(File);
+/// Unbuffered output that waits while standard output is full, unless it is to hurry.
+struct Output {
+    file: File,
+    hurry: Arc<Event>,
+}
+
+impl Output {
+    /// Waits until a byte can be written. It looks before it writes, since a write that has begun would wait for
+    /// as long as it likes.
+    fn wait(&self) -> io::Result<()> {
+        let file = PollFd::new(&self.file, PollFlags::OUT);
+        let mut watched = [file, PollFd::new(&*self.hurry, PollFlags::IN)];
+        while let Err(error) = rustix::event::poll(&mut watched, None) {
+            if error != Errno::INTR {
+                return Err(error.into());
+            }
+        }
+        let [file, _] = watched;
+        match file.revents().is_empty() {
+            true => Err(ErrorKind::TimedOut.into()),
+            false => Ok(()),
+        }
+    }
+}
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
-            match self.0.write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    rustix::event::poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], None)?;
-                }
+            self.wait()?;
+            match self.file.write(bytes) {
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
                 result => return result,
             }
         }
@@ -106,21 +131,24 @@ type Uart = Serial<Irq, FifoWatch, Output>;
 
 /// The serial line of a machine.
 pub struct SerialPort {
-    uart: Mutex<Uart>,
+    uart: Contended<Uart>,
     irq: Arc<Event>,
     drained: Arc<Event>,
     waited_for: Arc<AtomicBool>,
+    hurry: Arc<Event>,
 }
 
 impl SerialPort {
     /// A serial line whose output goes to `output`.
     pub fn new(output: File) -> io::Result<SerialPort> {
-        let irq = Arc::new(Event::new()?);
-        let drained = Arc::new(Event::new()?);
+        let event = || Event::new().map(Arc::new);
+        let (irq, drained, hurry) = (event()?, event()?, event()?);
         let waited_for = Arc::new(AtomicBool::new(false));
         let watch = FifoWatch { drained: Arc::clone(&drained), waited_for: Arc::clone(&waited_for) };
-        let uart = Serial::with_events(Irq(Arc::clone(&irq)), watch, Output(output));
-        Ok(SerialPort { uart: Mutex::new(uart), irq, drained, waited_for })
+        let output = Output { file: output, hurry: Arc::clone(&hurry) };
+        let uart = Serial::with_events(Irq(Arc::clone(&irq)), watch, output);
+        let uart = Contended::new(uart, Arc::clone(&drained));
+        Ok(SerialPort { uart, irq, drained, waited_for, hurry })
     }
 
     /// A serial line whose output goes to standard output.
@@ -133,15 +161,24 @@ impl SerialPort {
         &self.irq
     }
 
-    /// Raised when the guest has emptied a FIFO that [`SerialPort::input`] had filled.
+    /// Raised when there is a point in calling [`SerialPort::input`] again after it did not take everything.
     pub fn drained(&self) -> &Event {
         &self.drained
+    }
+
+    /// While this is on, output that would have to wait is lost instead. For vCPUs that are to stop.
+    pub fn hurry(&self, on: bool) {
+        if on {
+            self.hurry.raise();
+        } else {
+            self.hurry.take();
+        }
     }
 
     /// Guest write; a repeated string instruction arrives as several bytes for one port.
     pub fn write(&self, port: u16, data: &[u8]) {
         let Some(offset) = offset(port) else { return };
-        let mut uart = self.lock();
+        let mut uart = self.uart.lock();
         for byte in data {
             // Output that fails (a closed pipe, a full disk) loses the byte, as an unplugged cable would.
             let _ = uart.write(offset, *byte);
@@ -155,23 +192,18 @@ impl SerialPort {
     /// Guest read.
     pub fn read(&self, port: u16, data: &mut [u8]) {
         let Some(offset) = offset(port) else { return };
-        let mut uart = self.lock();
+        let mut uart = self.uart.lock();
         data.fill_with(|| uart.read(offset));
     }
 
-    /// Hands input to the guest; returns how many bytes fitted. When not all did, `drained` fires later.
+    /// Hands input to the guest; returns how many bytes it took. When not all, `drained` fires later. Never waits.
     pub fn input(&self, bytes: &[u8]) -> usize {
-        let mut uart = self.lock();
+        let Some(mut uart) = self.uart.try_lock() else { return 0 };
         let taken = uart.enqueue_raw_bytes(bytes).unwrap_or(0);
         if taken < bytes.len() {
             self.waited_for.store(true, Ordering::Release);
         }
         taken
-    }
-
-    /// A vCPU thread that panicked in here must not take the others along.
-    fn lock(&self) -> MutexGuard<'_, Uart> {
-        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -241,5 +273,58 @@ mod tests {
     fn ports_beside_com1_are_not_its_own() {
         assert!(owns(0x3F8) && owns(0x3FF));
         assert!(!owns(0x3F7) && !owns(0x400) && !owns(0));
+    }
+
+    /// A port whose output is a pipe without room, and the end to read from.
+    fn port_to_full_pipe() -> (File, SerialPort) {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let size = rustix::pipe::fcntl_getpipe_size(&writer).unwrap();
+        rustix::io::write(&writer, &vec![b'.'; size]).unwrap();
+        (reader.into(), SerialPort::new(writer.into()).unwrap())
+    }
+
+    /// Runs `act` while another thread waits to write an `x`, and gives up when `act` takes too long.
+    fn while_writing<T: Send + 'static>(
+        port: SerialPort,
+        act: impl FnOnce(&SerialPort) -> T + Send + 'static,
+    ) -> (Arc<SerialPort>, std::thread::JoinHandle<()>, T) {
+        let port = Arc::new(port);
+        let writing = Arc::clone(&port);
+        let writer = std::thread::spawn(move || writing.write(layout::PORT_COM1, b"x"));
+        let (said, heard) = std::sync::mpsc::channel();
+        let acting = Arc::clone(&port);
+        std::thread::spawn(move || said.send(act(&acting)));
+        let done = heard.recv_timeout(std::time::Duration::from_secs(20)).unwrap();
+        (port, writer, done)
+    }
+
+    /// Tries to type until the port is busy.
+    fn type_in_vain(port: &SerialPort) {
+        while port.input(b"y") == 1 {
+            port.uart.try_lock().map(|mut uart| uart.read(0));
+        }
+    }
+
+    #[test]
+    fn input_does_not_wait_for_a_full_output_and_is_asked_for_again_after_it() {
+        let (mut reader, port) = port_to_full_pipe();
+        let (port, writer, ()) = while_writing(port, type_in_vain);
+        std::io::Read::read_exact(&mut reader, &mut [0; 8192]).unwrap();
+        writer.join().unwrap();
+        assert!(port.drained().take());
+        assert_eq!(port.input(b"y"), 1);
+    }
+
+    #[test]
+    fn output_in_a_hurry_does_not_wait() {
+        let (_reader, port) = port_to_full_pipe();
+        let (port, writer, ()) = while_writing(port, |port| {
+            type_in_vain(port);
+            port.hurry(true);
+        });
+        writer.join().unwrap();
+        port.write(layout::PORT_COM1, b"lost");
+        port.hurry(false);
+        assert!(!port.hurry.is_raised());
     }
 }

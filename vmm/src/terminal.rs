@@ -21,7 +21,7 @@ const ESCAPE: u8 = 0x01;
 pub enum Fed {
     /// The guest has taken everything: read on.
     All,
-    /// The FIFO is full: wait until it is drained.
+    /// The FIFO is full or the port busy: wait until it is drained.
     Waiting,
     /// There will be no more input.
     Closed,
