@@ -1,8 +1,9 @@
-//! STATUS and RESET_DEVICE: what a driver's reset leaves of rings, features and memory.
+//! STATUS, RESET_DEVICE and the reset of one queue: what they leave of rings, features and memory.
 
 use backends::proto::Request;
 use tests::frontend::Frontend;
-use tests::guest::memory::RAM_BASE;
+use tests::guest::format::RingKind;
+use tests::guest::memory::{RAM_BASE, Ram};
 use tests::guest::ring::Ring;
 use tests::machine::{Device, Machine, QUEUE_SIZE, RAM_BYTES};
 
@@ -15,6 +16,7 @@ tests::against_every_daemon! {
         status_zero_stops_every_ring,
         a_reset_device_keeps_its_memory_and_begins_again,
         resets_under_load_lose_no_ring_for_ever,
+        a_queue_that_was_reset_comes_back_with_another_size,
     ],
 }
 
@@ -112,4 +114,23 @@ fn resets_under_load_lose_no_ring_for_ever(device: Device) {
     }
     machine.assert_serves(&mut ring);
     machine.assert_serves_anew();
+}
+
+/// What a front-end does when the driver resets a queue (virtio 1.3 §2.6.1, VIRTIO_F_RING_RESET).
+fn a_queue_that_was_reset_comes_back_with_another_size(device: Device) {
+    let odd = |packed, split| if device.rings == RingKind::Packed { packed } else { split };
+    for engine in ["io-uring", "epoll"] {
+        let launch = device.launch().args(["--engine", engine]);
+        let mut machine = device.boot_with(launch, &Ram::new(RAM_BYTES), device.wants());
+        let mut ring = machine.start_queue().unwrap();
+        for size in [64, 8, 256, odd(100, 128), odd(5, 4), odd(1000, 1024), 64] {
+            fill(device, &mut ring);
+            machine.frontend.stop(device.queue).unwrap();
+            assert_quiet(&mut machine.frontend, &ring);
+            ring = machine.frontend.start_new(device.queue, size).unwrap();
+            for _ in 0..20 {
+                machine.assert_serves(&mut ring);
+            }
+        }
+    }
 }
