@@ -7,9 +7,8 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use backends::proto::wire::{HEADER_BYTES, Header};
 use backends::proto::{Code, Connection, Frame, TransportError};
@@ -33,6 +32,8 @@ pub enum Lie {
     Endless,
     /// It never comes.
     Silence,
+    /// It is true, but comes this late.
+    Late(Duration),
     /// Its first half comes.
     Half,
     /// The connection ends instead.
@@ -49,7 +50,7 @@ pub enum Lie {
 #[derive(Debug)]
 pub struct Liar {
     socket: PathBuf,
-    lied: Arc<AtomicBool>,
+    lied: Arc<Lied>,
 }
 
 impl Liar {
@@ -61,7 +62,7 @@ impl Liar {
         let socket = dir.join("liar.sock");
         let listener = UnixListener::bind(&socket).unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
         let real = real.to_owned();
-        let lied = Arc::new(AtomicBool::new(false));
+        let lied = Arc::new(Lied::default());
         let lies = Arc::clone(&lied);
         std::thread::spawn(move || {
             if wait::one_readable(&listener, wait::deadline()) {
@@ -74,12 +75,30 @@ impl Liar {
 
     /// The answer in question came by, and was spoilt.
     pub fn lied(&self) -> bool {
-        self.lied.load(Ordering::Relaxed)
+        *self.lied.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until it has lied; `false` if it does not within [`wait::PATIENCE`].
+    pub fn wait_lied(&self) -> bool {
+        let lied = self.lied.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.lied.1.wait_timeout_while(lied, wait::PATIENCE, |lied| !*lied);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+}
+
+/// Whether the answer in question came by.
+#[derive(Debug, Default)]
+struct Lied(Mutex<bool>, Condvar);
+
+impl Lied {
+    fn set(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.1.notify_all();
     }
 }
 
@@ -90,7 +109,7 @@ struct Session {
     daemon: Connection,
     code: Code,
     lie: Lie,
-    lied: Arc<AtomicBool>,
+    lied: Arc<Lied>,
 }
 
 impl Session {
@@ -99,7 +118,7 @@ impl Session {
         real: &Path,
         code: Code,
         lie: Lie,
-        lied: Arc<AtomicBool>,
+        lied: Arc<Lied>,
     ) -> Result<Session, TransportError> {
         let (raw, _) = listener.accept().map_err(TransportError::Socket)?;
         let vmm = Connection::new(raw.try_clone().map_err(TransportError::Socket)?)?;
@@ -125,7 +144,7 @@ impl Session {
     }
 
     fn spoil(&mut self, mut frame: Frame) -> Result<(), TransportError> {
-        self.lied.store(true, Ordering::Relaxed);
+        self.lied.set();
         let header = &mut frame.header;
         match self.lie {
             Lie::OtherRequest => header.request += 1,
@@ -141,6 +160,7 @@ impl Session {
             Lie::Endless => return self.write(&Header { size: u32::MAX, ..*header }.to_bytes()),
             Lie::Half => return self.write(header.to_bytes().get(..HEADER_BYTES / 2).unwrap_or_default()),
             Lie::Silence => return Ok(()),
+            Lie::Late(time) => std::thread::sleep(time),
             Lie::HangUp => return Err(TransportError::Closed),
         }
         frame.header.size = u32::try_from(frame.payload.len()).unwrap_or(u32::MAX);

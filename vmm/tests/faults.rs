@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::time::Duration;
 
 use backends::proto::Code;
 use tests::daemon::{Daemon, Launch};
@@ -148,10 +149,29 @@ fn lies_while_the_guest_starts_the_device_do_not_end_the_machine() {
 
 #[test]
 fn lies_while_the_guest_stops_the_device_do_not_end_the_machine() {
-    for lie in [Lie::OtherRequest, Lie::Short, Lie::Silence, Lie::HangUp, Lie::Value(u64::MAX)] {
+    for lie in [Lie::OtherRequest, Lie::Short, Lie::HangUp, Lie::Value(u64::MAX)] {
         let ended = run_with(Code::GetVringBase, lie, "metal=rng requests=10");
         assert!(ended.ok().serial.contains("metal: rng 640 bytes"), "{lie:?}: {ended:#?}");
     }
+}
+
+#[test]
+fn a_daemon_that_drains_slowly_serves_again_after_the_guest_resets() {
+    let (daemon, dir) = (rng(), tempfile::tempdir().unwrap());
+    let liar = Liar::new(dir.path(), daemon.socket(), Code::GetVringBase, Lie::Late(Duration::from_secs(2)));
+    let vmm = metal("metal=rng requests=10 then-reset").device("rng", liar.socket()).start();
+    vmm.wait_for("metal: rng 640 bytes in 10 requests\n", 3);
+    assert_eq!(vmm.stderr(), "");
+    assert!(liar.lied());
+}
+
+#[test]
+fn a_daemon_that_never_drains_does_not_keep_the_machine_from_ending() {
+    let (daemon, dir) = (rng(), tempfile::tempdir().unwrap());
+    let liar = Liar::new(dir.path(), daemon.socket(), Code::GetVringBase, Lie::Silence);
+    let vmm = metal("metal=rng requests=10").device("rng", liar.socket()).start();
+    assert!(liar.wait_lied(), "the device is never stopped: {}", vmm.stderr());
+    vmm.terminate().code(0);
 }
 
 /// The guest gets as far as its first request, which nobody may answer, and ends when it is told to.

@@ -87,7 +87,7 @@ pub struct Ring<'a> {
     pub call: BorrowedFd<'a>,
 }
 
-/// The device behind a function. No call may block for longer than about a second.
+/// The device behind a function. A call may block the vCPU that made it, but not without end.
 pub trait Backend: Send {
     /// A driver starts, with these features.
     fn start(&mut self, features: u64, rings: &[Ring<'_>]) -> Result<(), Fault>;

@@ -2,9 +2,11 @@
 //!
 //! There is one such device for all types. The data path does not come by here: the daemon has the guest's
 //! memory, the kick eventfds and the call eventfds. What does come by is the start of a driver, its reset, a
-//! write to the configuration space, and the end of the daemon. Each is one conversation with one deadline
-//! ([`RUN_DEADLINE`]), held in the vCPU thread that asked for it. Configuration space is read from a copy that
-//! was made at connect.
+//! write to the configuration space, and the end of the daemon. Each is a conversation with a deadline, held in
+//! the vCPU thread that asked for it. A daemon has [`RUN_DEADLINE`] for what needs no more than its attention, and
+//! as much again for each queue that it gets; to give a queue back it has [`DRAIN_DEADLINE`], since it must first
+//! come to the end of what the queue is waiting for. Configuration space is read from a copy that was made at
+//! connect.
 //!
 //! A daemon that is mute, lies or dies is *failed*: the connection is shut down, it is said in the log once,
 //! the driver is told (NEEDS_RESET), and this device answers no driver any more. A ring that does not lie in
@@ -22,7 +24,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backends::proto::MemoryRegion;
 use rustix::net::{Shutdown, shutdown};
@@ -33,8 +35,11 @@ use crate::pci::PciDevice;
 use crate::pci::common::{F_RING_PACKED, Queue};
 use crate::pci::virtio::{Backend, Fault, Ring, VirtioPci};
 
-/// How long a vCPU waits at most for the daemon of the device it touches.
+/// How long a vCPU waits at most for an answer that takes the daemon no time.
 pub const RUN_DEADLINE: Duration = Duration::from_secs(1);
+/// How long it waits at most until a queue is drained. An fdatasync of over a second is nothing unusual; the
+/// daemons of this project give up by themselves, and hang up, after 30 s.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(35);
 /// Where guest-physical address 0 lies in the address space that ring addresses are given in. The protocol
 /// wants addresses of the front-end, but any will do that agree; these do not tell a daemon where this process
 /// has its memory, and none of them is 0, which some back-ends take for "not set".
@@ -111,6 +116,8 @@ pub(super) struct VhostBackend {
     config: Vec<u8>,
     /// Rings the daemon has.
     started: BTreeSet<u16>,
+    /// [`DRAIN_DEADLINE`], unless a test has less time.
+    drain: Duration,
     failed: bool,
     /// A driver's mistake has been said; a guest must not be able to fill the log.
     driver_blamed: bool,
@@ -125,7 +132,17 @@ impl VhostBackend {
         config: Vec<u8>,
     ) -> VhostBackend {
         let started = BTreeSet::new();
-        VhostBackend { label, socket, frontend, ram, config, started, failed: false, driver_blamed: false }
+        VhostBackend {
+            label,
+            socket,
+            frontend,
+            ram,
+            config,
+            started,
+            drain: DRAIN_DEADLINE,
+            failed: false,
+            driver_blamed: false,
+        }
     }
 
     /// Looks whether the daemon is still there.
@@ -180,14 +197,13 @@ impl VhostBackend {
         &mut self,
         features: u64,
         rings: &[(&Ring<'_>, RingAddresses)],
-        deadline: Instant,
     ) -> Result<(), FrontendError> {
         for (ring, at) in rings {
             // From the first message on there may be something to stop.
             self.started.insert(ring.index);
-            self.frontend.start_ring(ring, *at, features, deadline)?;
+            self.frontend.start_ring(ring, *at, features, within(RUN_DEADLINE))?;
         }
-        self.frontend.fence(deadline)
+        self.frontend.fence(within(RUN_DEADLINE))
     }
 }
 
@@ -198,17 +214,16 @@ impl Backend for VhostBackend {
         for ring in rings {
             located.push((ring, self.addresses(ring, features)?));
         }
-        let deadline = within(RUN_DEADLINE);
         let ram = Arc::clone(&self.ram);
-        let begun = self.frontend.begin(features, &regions(&ram), ram.fd(), deadline);
-        let outcome = begun.and_then(|()| self.start_all(features, &located, deadline));
+        let begun = self.frontend.begin(features, &regions(&ram), ram.fd(), within(RUN_DEADLINE));
+        let outcome = begun.and_then(|()| self.start_all(features, &located));
         self.judge(outcome)
     }
 
     fn start_ring(&mut self, features: u64, ring: &Ring<'_>) -> Result<(), Fault> {
         self.refuse_if_failed()?;
         let at = self.addresses(ring, features)?;
-        let outcome = self.start_all(features, &[(ring, at)], within(RUN_DEADLINE));
+        let outcome = self.start_all(features, &[(ring, at)]);
         self.judge(outcome)
     }
 
@@ -216,7 +231,7 @@ impl Backend for VhostBackend {
         if self.failed || !self.started.remove(&index) {
             return Ok(());
         }
-        let outcome = self.frontend.stop_ring(index, within(RUN_DEADLINE));
+        let outcome = self.frontend.stop_ring(index, within(self.drain));
         self.judge(outcome)
     }
 
@@ -225,8 +240,8 @@ impl Backend for VhostBackend {
         if self.failed {
             return Ok(());
         }
-        let deadline = within(RUN_DEADLINE);
-        let outcome = started.into_iter().try_for_each(|index| self.frontend.stop_ring(index, deadline));
+        let mut stop = |index| self.frontend.stop_ring(index, within(self.drain));
+        let outcome = started.into_iter().try_for_each(&mut stop);
         self.judge(outcome)
     }
 

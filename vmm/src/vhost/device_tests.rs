@@ -7,6 +7,7 @@
 )]
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use backends::proto::{Code, ProtocolFeatures, Reply, Request};
 
@@ -64,12 +65,16 @@ impl Rig {
         data[0]
     }
 
-    /// What a driver does up to DRIVER_OK, with rings of 64 entries at `at` and `at` + 16 KiB.
+    /// What a driver does up to DRIVER_OK, with two rings of 64 entries at `at` and `at` + 16 KiB.
     fn start_at(&self, at: u64) {
+        self.start_queues(2, at);
+    }
+
+    fn start_queues(&self, queues: u16, at: u64) {
         self.device.bar_write(0x08, &1u32.to_le_bytes());
         self.device.bar_write(0x0c, &1u32.to_le_bytes());
         self.device.bar_write(STATUS, &[0x0b]);
-        for queue in 0..2u16 {
+        for queue in 0..queues {
             let at = at + u64::from(queue) * 0x4000;
             self.device.bar_write(0x16, &queue.to_le_bytes());
             self.device.bar_write(0x18, &64u16.to_le_bytes());
@@ -80,6 +85,14 @@ impl Rig {
             self.device.bar_write(0x1c, &1u16.to_le_bytes());
         }
         self.device.bar_write(STATUS, &[RUNNING]);
+    }
+
+    fn set_drain_deadline(&self, time: Duration) {
+        let set = |backend: &mut VhostBackend| {
+            backend.drain = time;
+            Ok(())
+        };
+        self.device.function.with_backend(set).unwrap();
     }
 
     fn start(&self) -> u8 {
@@ -257,6 +270,7 @@ fn a_daemon_that_goes_mute_or_mad_fails_in_time_and_for_good() {
             let (switch, script) = switched(code, twist);
             let rig = rig(Fake::blk(), script);
             switch.store(true, Ordering::Relaxed);
+            rig.set_drain_deadline(RUN_DEADLINE);
             let start = Instant::now();
             let status = rig.start();
             rig.reset();
@@ -273,6 +287,35 @@ fn a_daemon_that_goes_mute_or_mad_fails_in_time_and_for_good() {
             rig.daemon.join();
         }
     }
+}
+
+#[test]
+fn a_daemon_has_more_time_for_more_queues() {
+    let slow = |request: &Request| {
+        if request.code() == Code::SetVringKick {
+            std::thread::sleep(RUN_DEADLINE / 5);
+        }
+        Twist::Regular
+    };
+    let rig = rig(Fake { queues: 8, ..Fake::blk() }, slow);
+    let start = Instant::now();
+    rig.start_queues(8, 0x10_0000);
+    assert!(start.elapsed() > RUN_DEADLINE, "more than there is for one");
+    assert_eq!(rig.status(), RUNNING);
+}
+
+#[test]
+fn a_daemon_has_time_to_drain() {
+    let slow = |request: &Request| {
+        if request.code() == Code::GetVringBase {
+            std::thread::sleep(RUN_DEADLINE + RUN_DEADLINE / 5);
+        }
+        Twist::Regular
+    };
+    let rig = rig(Fake::blk(), slow);
+    assert_eq!(rig.start(), RUNNING);
+    rig.reset();
+    assert_eq!(rig.start(), RUNNING, "the device lives on");
 }
 
 #[test]
