@@ -6,8 +6,12 @@
 
 use std::ops::RangeInclusive;
 
-use super::wire::{MAX_CONFIG_BYTES, MAX_TABLE_REGIONS, ProtocolFeatures};
+pub use vhost::vhost_user::message::VhostUserProtocolFeatures as ProtocolFeatures;
 
+/// Most regions of one SET_MEM_TABLE (vhost-user "Memory regions description").
+pub const MAX_TABLE_REGIONS: usize = 8;
+/// Most bytes of device configuration space in one message (vhost-user "Virtio device config space").
+pub const MAX_CONFIG_BYTES: usize = 256;
 /// Bytes of a memory region in a message.
 const REGION_BYTES: usize = 32;
 

@@ -21,18 +21,12 @@
 
 use thiserror::Error;
 
-pub use super::code::{BackendCode, Code, Rule};
-
-pub use vhost::vhost_user::message::VhostUserProtocolFeatures as ProtocolFeatures;
+pub use super::code::{BackendCode, Code, MAX_CONFIG_BYTES, MAX_TABLE_REGIONS, ProtocolFeatures, Rule};
 
 /// Bytes of a message header: request, flags, size.
 pub const HEADER_BYTES: usize = 12;
 /// Longest payload that is accepted. The longest regular one is SET_CONFIG's: 12 bytes and the space itself.
 pub const MAX_PAYLOAD_BYTES: usize = 4096;
-/// Most regions of one SET_MEM_TABLE (vhost-user "Memory regions description").
-pub const MAX_TABLE_REGIONS: usize = 8;
-/// Most bytes of device configuration space in one message (vhost-user "Virtio device config space").
-pub const MAX_CONFIG_BYTES: usize = 256;
 /// Device feature bit 26: writes to guest memory are logged. Never offered to a guest.
 pub const F_LOG_ALL: u64 = 1 << 26;
 /// Device feature bit 30: the front-end and the back-end speak about protocol features. Never offered to a guest.
