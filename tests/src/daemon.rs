@@ -90,9 +90,17 @@ impl Launch {
     /// # Panics
     /// It cannot be built, or there is no room for the directory.
     pub fn new(name: &str) -> Launch {
+        Launch::of(binary(name))
+    }
+
+    /// Any program, with a temporary directory of its own.
+    ///
+    /// # Panics
+    /// There is no room for the directory.
+    pub fn of(program: impl Into<PathBuf>) -> Launch {
         let dir = tempfile::Builder::new().prefix("outboard-").tempdir();
         let dir = dir.unwrap_or_else(|e| panic!("temporary directory: {e}"));
-        Launch { program: binary(name), args: Vec::new(), env: Vec::new(), dir, stdin: None, passed: false }
+        Launch { program: program.into(), args: Vec::new(), env: Vec::new(), dir, stdin: None, passed: false }
     }
 
     /// Its directory, which lives as long as the daemon.
