@@ -54,34 +54,39 @@ const FEW_SEGMENTS: usize = 16;
 ///
 /// It cannot be dropped by accident: only [`Queue::complete`] and [`Queue::abandon`] end it. A debug build
 /// panics where one is lost, a release build logs it.
+// A box, which the queue uses again: requests go from hand to hand, and a word does that faster.
 #[derive(Debug)]
 #[must_use = "a request must be completed or abandoned"]
-pub struct Request {
+pub struct Request(Box<Flight>);
+
+#[derive(Debug, Default)]
+struct Flight {
     taken: Taken,
     chain: Chain,
     /// Buffers it counts for, however many it has consumed.
     segments: usize,
     /// Its number among requests that go back in order.
     number: u64,
-    returned: bool,
+    /// Handed out and not given back.
+    out: bool,
 }
 
 impl Deref for Request {
     type Target = Chain;
     fn deref(&self) -> &Chain {
-        &self.chain
+        &self.0.chain
     }
 }
 
 impl DerefMut for Request {
     fn deref_mut(&mut self) -> &mut Chain {
-        &mut self.chain
+        &mut self.0.chain
     }
 }
 
-impl Drop for Request {
+impl Drop for Flight {
     fn drop(&mut self) {
-        if !self.returned && !std::thread::panicking() {
+        if self.out && !std::thread::panicking() {
             debug_assert!(false, "request {:?} was dropped", self.taken);
             tracing::error!(request = ?self.taken, "A request was dropped instead of given back");
         }
@@ -147,8 +152,10 @@ pub struct Queue {
     saturated: bool,
     /// Where the driver was promised that requests go back in order.
     order: Option<Order>,
-    /// Chains of finished requests, with the room they grew.
-    spare: Vec<Chain>,
+    /// Finished requests, with the room their chains grew.
+    // They are handed out as they are.
+    #[allow(clippy::vec_box)]
+    spare: Vec<Box<Flight>>,
     broken: Option<RingError>,
     /// Requests that this turn may still take.
     budget: u16,
@@ -224,15 +231,15 @@ impl Queue {
                 self.saturated = true;
                 return None;
             }
-            let mut chain = self.spare.pop().unwrap_or_default();
-            match self.ring.take(&mut chain, &self.memory, self.limits) {
+            let mut flight = self.spare.pop().unwrap_or_default();
+            match self.ring.take(&mut flight.chain, &self.memory, self.limits) {
                 Ok(Some((taken, loaded))) => {
-                    if let Some(request) = self.begin(taken, chain, loaded) {
+                    if let Some(request) = self.begin(taken, flight, loaded) {
                         return Some(request);
                     }
                 }
                 nothing => {
-                    self.spare.push(chain);
+                    self.spare.push(flight);
                     if let Err(error) = nothing {
                         self.break_ring(error);
                     }
@@ -245,7 +252,12 @@ impl Queue {
 
     /// Marks what was taken as in flight; a malformed chain goes back.
     #[inline]
-    fn begin(&mut self, taken: Taken, chain: Chain, loaded: Result<(), Malformed>) -> Option<Request> {
+    fn begin(
+        &mut self,
+        taken: Taken,
+        mut flight: Box<Flight>,
+        loaded: Result<(), Malformed>,
+    ) -> Option<Request> {
         match self.busy.get_mut(usize::from(taken.id)) {
             Some(busy) if !*busy => *busy = true,
             _ => {
@@ -253,13 +265,14 @@ impl Queue {
                 return None;
             }
         }
-        self.budget_bytes = self.budget_bytes.saturating_sub(chain.bytes());
+        self.budget_bytes = self.budget_bytes.saturating_sub(flight.chain.bytes());
         self.budget = if self.budget_bytes == 0 { 0 } else { self.budget.saturating_sub(1) };
         self.in_flight = self.in_flight.saturating_add(1);
-        let segments = chain.segments();
-        self.segments = self.segments.saturating_add(segments);
-        let number = self.order.as_mut().map_or(0, |order| order.begin(taken));
-        let request = Request { taken, chain, segments, number, returned: false };
+        flight.segments = flight.chain.segments();
+        self.segments = self.segments.saturating_add(flight.segments);
+        flight.number = self.order.as_mut().map_or(0, |order| order.begin(taken));
+        (flight.taken, flight.out) = (taken, true);
+        let request = Request(flight);
         match loaded {
             Ok(()) => Some(request),
             Err(_) => {
@@ -286,36 +299,34 @@ impl Queue {
         self.give_back(request, 0);
     }
 
-    fn give_back(&mut self, mut request: Request, written_bytes: u32) {
-        request.returned = true;
-        if let Some(busy) = self.busy.get_mut(usize::from(request.taken.id)) {
+    fn give_back(&mut self, Request(mut flight): Request, written_bytes: u32) {
+        flight.out = false;
+        if let Some(busy) = self.busy.get_mut(usize::from(flight.taken.id)) {
             *busy = false;
         }
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.segments = self.segments.saturating_sub(request.segments);
+        self.segments = self.segments.saturating_sub(flight.segments);
         // What was left in the ring for want of room can go on.
         self.woken |= std::mem::take(&mut self.saturated);
-        let mut chain = std::mem::take(&mut request.chain);
         if let Some(log) = &self.setup.log {
-            log.mark_data(chain.logged(), written_bytes);
+            log.mark_data(flight.chain.logged(), written_bytes);
         }
-        chain.clear();
-        chain.shrink(if self.spare.len() < USUAL_CHAINS { USUAL_SEGMENTS } else { FEW_SEGMENTS });
-        self.spare.push(chain);
-        if self.broken.is_some() {
-            return;
+        if self.broken.is_none() {
+            self.push_used(&flight, written_bytes);
+            if self.batch.used.wrapping_add(self.batch.malformed) >= MAX_BATCH {
+                self.flush();
+            }
         }
-        self.push_used(&request, written_bytes);
-        if self.batch.used.wrapping_add(self.batch.malformed) >= MAX_BATCH {
-            self.flush();
-        }
+        flight.chain.clear();
+        flight.chain.shrink(if self.spare.len() < USUAL_CHAINS { USUAL_SEGMENTS } else { FEW_SEGMENTS });
+        self.spare.push(flight);
     }
 
-    fn push_used(&mut self, request: &Request, written_bytes: u32) {
+    fn push_used(&mut self, flight: &Flight, written_bytes: u32) {
         let Some(order) = &mut self.order else {
-            return self.ring.push_used(request.taken, written_bytes);
+            return self.ring.push_used(flight.taken, written_bytes);
         };
-        order.finish(request.number, written_bytes);
+        order.finish(flight.number, written_bytes);
         while let Some((taken, written_bytes)) = order.next() {
             self.ring.push_used(taken, written_bytes);
         }

@@ -367,6 +367,7 @@ impl Segment {
     }
 
     /// `N` bytes at `offset`, fetched once; `None` past the end.
+    #[inline]
     pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         if offset.checked_add(N)? > self.len() {
             return None;
@@ -380,21 +381,29 @@ impl Segment {
 ///
 /// # Safety
 /// `from..from+N` lies within a mapping.
+#[inline]
 unsafe fn read_once<const N: usize>(from: *const u8) -> [u8; N] {
+    if !from.addr().is_multiple_of(8) || !N.is_multiple_of(8) {
+        // SAFETY: the caller's range.
+        return unsafe { read_bytes_once(from) };
+    }
     let mut out = [0; N];
-    if from.addr().is_multiple_of(8) && N.is_multiple_of(8) {
-        for (at, chunk) in out.chunks_exact_mut(8).enumerate() {
-            // SAFETY: aligned, and within the caller's range.
-            let word = unsafe { from.cast::<u64>().add(at).read_volatile() };
-            chunk.copy_from_slice(&word.to_ne_bytes());
-        }
-    } else {
-        for (at, byte) in out.iter_mut().enumerate() {
-            // SAFETY: within the caller's range.
-            *byte = unsafe { from.add(at).read_volatile() };
-        }
+    for (at, chunk) in out.chunks_exact_mut(8).enumerate() {
+        // SAFETY: aligned, and within the caller's range.
+        let word = unsafe { from.cast::<u64>().add(at).read_volatile() };
+        chunk.copy_from_slice(&word.to_ne_bytes());
     }
     out
+}
+
+/// The rare case, kept apart: merged with the other it would make that one put words together from bytes.
+///
+/// # Safety
+/// As [`read_once`].
+#[inline(never)]
+unsafe fn read_bytes_once<const N: usize>(from: *const u8) -> [u8; N] {
+    // SAFETY: within the caller's range.
+    std::array::from_fn(|at| unsafe { from.add(at).read_volatile() })
 }
 
 /// A part of a ring: memory of fixed size that stays mapped as long as this value lives.

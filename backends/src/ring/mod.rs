@@ -37,7 +37,7 @@ pub struct Layout {
 }
 
 /// What must go back to the driver for a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
     /// Head (split) or buffer id (packed).
     pub id: u16,
