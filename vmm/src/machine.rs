@@ -211,7 +211,7 @@ impl Machine {
             token => {
                 let device =
                     usize::try_from(token - TOKEN_DEVICE).ok().and_then(|i| self.parts.devices.get(i));
-                device.inspect(|device| device.on_socket_event());
+                device.inspect(|device| device.attend());
             }
         }
         Ok(Next::Wait)
@@ -319,10 +319,9 @@ impl Machine {
             watch(&self.epoll, serial.drained().as_fd(), TOKEN_DRAINED, EventFlags::IN)?;
         }
         for (token, device) in (TOKEN_DEVICE..).zip(&self.parts.devices) {
-            // Only its end: answers belong to the vCPU thread that asked, and would wake the loop for nothing.
-            // Edge triggered, because a connection that has ended stays so.
-            let flags = EventFlags::RDHUP | EventFlags::ET;
-            watch(&self.epoll, device.connection_fd(), token, flags)?;
+            for (fd, flags) in device.watched() {
+                watch(&self.epoll, fd, token, flags | EventFlags::ET)?;
+            }
         }
         Ok(())
     }

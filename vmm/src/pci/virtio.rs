@@ -23,8 +23,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::VmFd;
 
@@ -33,6 +33,8 @@ use super::config::{ConfigSpace, Identity};
 use super::doorbell::{Doorbells, STRIDE};
 use super::msix::{self, CONFIG_LINE, Msix, queue_line};
 use super::{BAR_BYTES, PciDevice};
+use crate::contended::{Contended, Guard};
+use crate::kvm::event::Event;
 use crate::kvm::irq::{IrqError, IrqRouter};
 
 /// Most queues a function can have: what the notify area and vhost-user's queue index both hold.
@@ -133,7 +135,8 @@ pub enum FunctionError {
 pub struct VirtioPci<B> {
     /// Where BAR 0 is decoded, or [`NO_BAR`].
     bar: AtomicU64,
-    state: Mutex<State<B>>,
+    state: Contended<State<B>>,
+    free: Arc<Event>,
 }
 
 struct State<B> {
@@ -172,19 +175,30 @@ impl<B: Backend> VirtioPci<B> {
             window,
             backend,
         };
-        Ok(VirtioPci { bar: AtomicU64::new(NO_BAR), state: Mutex::new(state) })
+        let free = Arc::new(Event::new().map_err(FunctionError::Event)?);
+        let state = Contended::new(state, Arc::clone(&free));
+        Ok(VirtioPci { bar: AtomicU64::new(NO_BAR), state, free })
     }
 
-    /// Lets the backend do something that no driver asked for. A fault is told to the driver and returned.
-    pub fn with_backend(&self, act: impl FnOnce(&mut B) -> Result<(), Fault>) -> Result<(), Fault> {
-        let mut state = self.lock();
+    /// Lets the backend do something that no driver asked for. A fault is told to the driver and returned. `None`
+    /// if the function is busy, and then [`VirtioPci::free`] is raised when it is not any more.
+    pub fn try_with_backend(
+        &self,
+        act: impl FnOnce(&mut B) -> Result<(), Fault>,
+    ) -> Option<Result<(), Fault>> {
+        let mut state = self.state.try_lock()?;
         let outcome = act(&mut state.backend);
         state.note(outcome);
-        outcome
+        Some(outcome)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<B>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// See [`VirtioPci::try_with_backend`].
+    pub fn free(&self) -> &Event {
+        &self.free
+    }
+
+    fn lock(&self) -> Guard<'_, State<B>> {
+        self.state.lock()
     }
 
     /// Makes known where the BAR is after a change of configuration space.

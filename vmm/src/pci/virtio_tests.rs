@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
-use std::sync::Weak;
+use std::sync::{Mutex, Weak};
 
 use proptest::prelude::*;
 
@@ -154,7 +154,7 @@ fn a_device_that_fails_asks_for_a_reset_once_and_then_refuses() {
     let (device, log) = function(1);
     start(&device);
     *log.fault.lock().unwrap() = Some(Fault::Device);
-    assert_eq!(device.with_backend(|backend| backend.said("event".into())), Err(Fault::Device));
+    assert_eq!(device.try_with_backend(|backend| backend.said("event".into())), Some(Err(Fault::Device)));
     assert_eq!(common8(&device, STATUS), 0x4f);
     assert!(device.lock().msix.event(CONFIG_LINE).unwrap().is_raised());
     let mut isr = [0];

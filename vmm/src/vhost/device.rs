@@ -2,7 +2,8 @@
 //!
 //! There is one such device for all types. The data path does not come by here: the daemon has the guest's
 //! memory, the kick eventfds and the call eventfds. What does come by is the start of a driver, its reset, a
-//! write to the configuration space, and the end of the daemon. Each is a conversation with a deadline, held in
+//! write to the configuration space, a ring that the daemon finds broken (its error eventfd, one for all queues),
+//! and the end of the daemon. What a driver asks for is a conversation with a deadline, held in
 //! the vCPU thread that asked for it. A daemon has [`RUN_DEADLINE`] for what needs no more than its attention, and
 //! as much again for each queue that it gets; to give a queue back it has [`DRAIN_DEADLINE`], since it must first
 //! come to the end of what the queue is waiting for. Configuration space is read from a copy that was made at
@@ -10,8 +11,8 @@
 //!
 //! A daemon that is mute, lies or dies is *failed*: the connection is shut down, it is said in the log once,
 //! the driver is told (NEEDS_RESET), and this device answers no driver any more. A ring that does not lie in
-//! guest memory, and a daemon that refuses something, cost the driver its session, and after a reset it may try
-//! again.
+//! guest memory or is broken, and a daemon that refuses something, cost the driver its session, and after a reset
+//! it may try again.
 
 #![deny(
     clippy::unwrap_used,
@@ -27,9 +28,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backends::proto::MemoryRegion;
+use rustix::event::epoll::EventFlags;
 use rustix::net::{Shutdown, shutdown};
 
 use super::frontend::{Frontend, FrontendError, RingAddresses, within};
+use crate::kvm::event::Event;
 use crate::memory::GuestRam;
 use crate::pci::PciDevice;
 use crate::pci::common::{F_RING_PACKED, Queue};
@@ -50,12 +53,19 @@ pub struct VhostPciDevice {
     id: String,
     /// The same socket as the function's connection, to be watched without its lock.
     socket: Arc<OwnedFd>,
+    /// Raised by the daemon, likewise.
+    errors: Arc<Event>,
     function: VirtioPci<VhostBackend>,
 }
 
 impl VhostPciDevice {
-    pub(super) fn new(id: String, socket: Arc<OwnedFd>, function: VirtioPci<VhostBackend>) -> VhostPciDevice {
-        VhostPciDevice { id, socket, function }
+    pub(super) fn new(
+        id: String,
+        socket: Arc<OwnedFd>,
+        errors: Arc<Event>,
+        function: VirtioPci<VhostBackend>,
+    ) -> VhostPciDevice {
+        VhostPciDevice { id, socket, errors, function }
     }
 
     /// Its name, as the user gave it.
@@ -63,16 +73,28 @@ impl VhostPciDevice {
         &self.id
     }
 
-    /// The connection to the daemon, to be watched for its end.
+    /// The connection to the daemon.
     pub fn connection_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
-    /// Something happened on the connection. A daemon says nothing unasked, so it has failed, unless it was an
-    /// answer that a vCPU thread has already taken.
-    pub fn on_socket_event(&self) {
+    /// What calls for [`VhostPciDevice::attend`], to be watched edge triggered: a connection that has ended stays
+    /// so, and an error stays until somebody has the time for it. Answers on the connection belong to the vCPU
+    /// thread that asked, so only its end is looked for.
+    pub fn watched(&self) -> [(BorrowedFd<'_>, EventFlags); 3] {
+        [
+            (self.connection_fd(), EventFlags::RDHUP),
+            (self.errors.as_fd(), EventFlags::IN),
+            (self.function.free().as_fd(), EventFlags::IN),
+        ]
+    }
+
+    /// Looks after a daemon that ended, or found a ring broken. A daemon says nothing unasked, so one that does
+    /// has failed. Never waits: while a vCPU talks to the daemon nothing is done, and this is called for again.
+    pub fn attend(&self) {
+        self.function.free().take();
         // The driver has been told, and there is nobody else to tell.
-        let _ = self.function.with_backend(VhostBackend::look);
+        let _ = self.function.try_with_backend(VhostBackend::look);
     }
 }
 
@@ -111,6 +133,8 @@ pub(super) struct VhostBackend {
     /// Name and socket, for messages.
     label: String,
     socket: Arc<OwnedFd>,
+    /// What the daemon raises when it finds a ring broken.
+    errors: Arc<Event>,
     frontend: Frontend,
     ram: Arc<GuestRam>,
     config: Vec<u8>,
@@ -127,6 +151,7 @@ impl VhostBackend {
     pub(super) fn new(
         label: String,
         socket: Arc<OwnedFd>,
+        errors: Arc<Event>,
         frontend: Frontend,
         ram: Arc<GuestRam>,
         config: Vec<u8>,
@@ -135,6 +160,7 @@ impl VhostBackend {
         VhostBackend {
             label,
             socket,
+            errors,
             frontend,
             ram,
             config,
@@ -145,13 +171,18 @@ impl VhostBackend {
         }
     }
 
-    /// Looks whether the daemon is still there.
+    /// Looks whether the daemon is still there, and content.
     fn look(&mut self) -> Result<(), Fault> {
         if self.failed {
             return Ok(());
         }
         let seen = self.frontend.look();
-        self.judge(seen)
+        self.judge(seen)?;
+        if self.errors.take() && !self.started.is_empty() {
+            self.blame_driver("the daemon found a queue broken; its driver was told to reset the device");
+            return Err(Fault::Driver);
+        }
+        Ok(())
     }
 
     /// Turns what the conversation came to into what the driver has to know.
@@ -201,7 +232,8 @@ impl VhostBackend {
         for (ring, at) in rings {
             // From the first message on there may be something to stop.
             self.started.insert(ring.index);
-            self.frontend.start_ring(ring, *at, features, within(RUN_DEADLINE))?;
+            let error = self.errors.as_fd();
+            self.frontend.start_ring(ring, *at, features, error, within(RUN_DEADLINE))?;
         }
         self.frontend.fence(within(RUN_DEADLINE))
     }
@@ -242,6 +274,8 @@ impl Backend for VhostBackend {
         }
         let mut stop = |index| self.frontend.stop_ring(index, within(self.drain));
         let outcome = started.into_iter().try_for_each(&mut stop);
+        // What was broken is gone, and no fault of the next driver.
+        self.errors.take();
         self.judge(outcome)
     }
 

@@ -92,7 +92,7 @@ impl Rig {
             backend.drain = time;
             Ok(())
         };
-        self.device.function.with_backend(set).unwrap();
+        self.device.function.try_with_backend(set).unwrap().unwrap();
     }
 
     fn start(&self) -> u8 {
@@ -118,16 +118,17 @@ fn driver_ok_hands_memory_and_rings_to_the_daemon() {
     assert_eq!((table[0].guest_addr, table[0].size_bytes, table[0].mmap_offset), (0, 2 << 20, 0));
     for index in 0..2u32 {
         let at = USER_BASE + 0x10_0000 + u64::from(index) * 0x4000;
-        let of_ring = &requests[2 + index as usize * 6..][..6];
+        let of_ring = &requests[2 + index as usize * 7..][..7];
         assert_eq!(of_ring[0], Request::SetVringNum { index, num: 64 });
         assert_eq!(of_ring[1], Request::SetVringBase { index, base: 0 });
         let Request::SetVringAddr(addr) = &of_ring[2] else { panic!("{of_ring:?}") };
         assert_eq!((addr.descriptor, addr.available, addr.used), (at, at + 0x1000, at + 0x2000));
         assert_eq!(of_ring[3], vring(index).call());
-        assert_eq!(of_ring[4], vring(index).kick());
-        assert_eq!(of_ring[5], Request::SetVringEnable { index, enable: 1 });
+        assert_eq!(of_ring[4], Request::SetVringErr(vring(index).fd()));
+        assert_eq!(of_ring[5], vring(index).kick());
+        assert_eq!(of_ring[6], Request::SetVringEnable { index, enable: 1 });
     }
-    assert_eq!(requests.len(), 14);
+    assert_eq!(requests.len(), 16);
     rig.reset();
     let stops = rig.daemon.requests();
     assert_eq!(stops, [Request::GetVringBase { index: 0 }, Request::GetVringBase { index: 1 }]);
@@ -335,16 +336,93 @@ fn the_end_of_the_daemon_is_told_to_the_driver() {
     let (kill, daemon): (UnixStream, Daemon) = accepted.join().unwrap();
     let rig = Rig { device, daemon, ram };
     assert_eq!(rig.start(), RUNNING);
-    rig.device.on_socket_event();
+    rig.device.attend();
     assert_eq!(rig.status(), RUNNING, "nothing happened");
     kill.shutdown(std::net::Shutdown::Both).unwrap();
     wait_readable(rig.device.connection_fd());
-    rig.device.on_socket_event();
-    rig.device.on_socket_event();
+    rig.device.attend();
+    rig.device.attend();
     assert_eq!(rig.status(), RUNNING | NEEDS_RESET);
     let mut isr = [0];
     rig.device.bar_read(0x1000, &mut isr);
     assert_eq!(isr, [2], "configuration change");
+}
+
+/// Starts a driver; what the daemon got to tell of errors in its second queue.
+fn start_with_error(rig: &Rig) -> OwnedFd {
+    assert_eq!(rig.start(), RUNNING);
+    let is_error = |request: &Request| matches!(request, Request::SetVringErr(vring) if vring.index == 1);
+    let (_, mut fds) = rig.daemon.heard.try_iter().find(|(request, _)| is_error(request)).unwrap();
+    fds.remove(0)
+}
+
+fn raise(event: &OwnedFd) {
+    rustix::io::write(event, &1u64.to_le_bytes()).unwrap();
+}
+
+#[test]
+fn a_broken_ring_is_told_to_the_driver_who_may_try_again() {
+    let rig = rig(Fake::blk(), |_| Twist::Regular);
+    let error = start_with_error(&rig);
+    raise(&error);
+    rig.device.attend();
+    assert_eq!(rig.status(), RUNNING | NEEDS_RESET);
+    let mut isr = [0];
+    rig.device.bar_read(0x1000, &mut isr);
+    assert_eq!(isr, [2], "configuration change");
+    rig.reset();
+    assert_eq!(rig.start(), RUNNING);
+}
+
+#[test]
+fn a_broken_ring_is_no_fault_of_the_next_driver() {
+    let rig = rig(Fake::blk(), |_| Twist::Regular);
+    let error = start_with_error(&rig);
+    raise(&error);
+    rig.reset();
+    rig.device.attend();
+    assert_eq!(rig.start(), RUNNING);
+    rig.device.attend();
+    assert_eq!(rig.status(), RUNNING);
+}
+
+#[test]
+fn a_daemon_that_takes_no_error_eventfd_serves_all_the_same() {
+    let refuse = |request: &Request| match request.code() {
+        Code::SetVringErr => Twist::Reply(Code::SetVringErr, Reply::U64(1)),
+        _ => Twist::Regular,
+    };
+    assert_eq!(rig(Fake::blk(), refuse).start(), RUNNING);
+}
+
+#[test]
+fn the_main_loop_does_not_wait_for_a_vcpu_that_waits_for_the_daemon() {
+    let (drains, draining) = std::sync::mpsc::channel();
+    let (drained, drain) = std::sync::mpsc::channel();
+    let script = move |request: &Request| {
+        if request.code() == Code::GetVringBase {
+            drains.send(()).unwrap();
+            drain.recv_timeout(PATIENCE).unwrap();
+        }
+        Twist::Regular
+    };
+    let rig = rig(Fake::blk(), script);
+    let error = start_with_error(&rig);
+    std::thread::scope(|scope| {
+        let device = &rig.device;
+        scope.spawn(|| device.bar_write(STATUS, &[0]));
+        draining.recv_timeout(PATIENCE).unwrap();
+        raise(&error);
+        rig.device.attend();
+        assert!(!rig.device.function.free().is_raised());
+        // Had the call above waited, this would come too late.
+        drained.send(()).unwrap();
+        draining.recv_timeout(PATIENCE).unwrap();
+        drained.send(()).unwrap();
+    });
+    wait_readable(rig.device.function.free().as_fd());
+    rig.device.attend();
+    assert_eq!(rig.start(), RUNNING);
 }
 
 fn wait_readable(fd: BorrowedFd<'_>) {

@@ -144,12 +144,13 @@ impl Frontend {
         self.tell(&Request::SetMemTable(regions.to_vec()), &fds, deadline)
     }
 
-    /// Hands a virtqueue to the daemon, from its beginning.
+    /// Hands a virtqueue to the daemon, from its beginning. It raises `error` when it finds the ring broken.
     pub fn start_ring(
         &mut self,
         ring: &Ring<'_>,
         at: RingAddresses,
         features: u64,
+        error: BorrowedFd<'_>,
         deadline: Instant,
     ) -> Result<(), FrontendError> {
         let index = u32::from(ring.index);
@@ -161,6 +162,9 @@ impl Frontend {
         self.tell(&Request::SetVringAddr(addresses), &[], deadline)?;
         let vring = VringFd { index: u8::try_from(ring.index).unwrap_or(u8::MAX), has_fd: true };
         self.tell(&Request::SetVringCall(vring), &[ring.call], deadline)?;
+        // A daemon that tells of no errors is none the worse for it.
+        let told = self.tell(&Request::SetVringErr(vring), &[error], deadline);
+        told.or_else(|error| if error.is_refusal() { Ok(()) } else { Err(error) })?;
         self.tell(&Request::SetVringKick(vring), &[ring.kick], deadline)?;
         // Without protocol features rings begin enabled, and the message must not be sent.
         if self.has_protocol_features {

@@ -39,6 +39,7 @@ pub use self::spec::{DeviceSpec, SpecError, give_names};
 use self::device::VhostBackend;
 use self::frontend::{Frontend, FrontendError, within};
 use self::kind::{Offer, QueueCount};
+use crate::kvm::event::Event;
 use crate::kvm::irq::IrqRouter;
 use crate::memory::GuestRam;
 use crate::pci::common::F_VERSION_1;
@@ -175,9 +176,11 @@ fn attach(
     };
     let config = guest_config(spec.kind, offer.config.unwrap_or_default(), queues);
     let label = format!("{} ({})", spec.id, spec.socket.display());
-    let backend = VhostBackend::new(label, Arc::clone(&watched), frontend, Arc::clone(ram), config);
+    let errors = Arc::new(Event::new().map_err(FunctionError::Event)?);
+    let (socket, raised) = (Arc::clone(&watched), Arc::clone(&errors));
+    let backend = VhostBackend::new(label, socket, raised, frontend, Arc::clone(ram), config);
     let function = VirtioPci::new(&shape, backend, vm, irq)?;
-    Ok(VhostPciDevice::new(spec.id.clone(), watched, function))
+    Ok(VhostPciDevice::new(spec.id.clone(), watched, errors, function))
 }
 
 fn check_type(spec: &DeviceSpec, offer: &Offer) -> Result<(), Problem> {
