@@ -31,6 +31,9 @@ use crate::explain::explain;
 use crate::kernel::{self, Flavour, Kernel};
 use crate::{interrupt, kvm_host, packages, workspace};
 
+/// Cases of these names say that a runner itself failed.
+const RUNNERS: [&str; 2] = ["nextest", "libtest"];
+
 /// Runs everything and prints the summary; `full` includes long tests. Whether nothing failed.
 pub fn run(full: bool) -> Result<bool, packages::Error> {
     let started = Instant::now();
@@ -94,7 +97,11 @@ fn case_table() -> Result<Table, String> {
         let anywhere: Vec<_> = built.iter().filter(|binary| !binary.needs_kvm_linux()).collect();
         libtest::run(&anywhere, kvm_host::Place::Direct, &setting)
     };
-    Table::new(workspace::root(), &results)
+    // Without it every case would seem to have no test.
+    match results.iter().find(|case| RUNNERS.contains(&case.id.as_str())) {
+        Some(Case { verdict: case::Verdict::Failed(reason), .. }) => Err(format!("no tests: {reason}")),
+        _ => Table::new(workspace::root(), &results),
+    }
 }
 
 /// What needs no test binary.
