@@ -1,4 +1,5 @@
-//! `outboard-blk` under QEMU, a front-end that is not ours, with a Debian guest that reads and writes the disk.
+//! `outboard-blk` under QEMU, a front-end that is not ours, with a Debian guest that reads and writes the disk by rings
+//! of both kinds.
 
 use std::fs;
 use std::time::Duration;
@@ -15,6 +16,17 @@ const MODULES: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
 #[test]
 fn qemu_guest_reads_and_writes_the_disk() {
+    assert_reads_and_writes(|guest| guest, '0');
+}
+
+#[test]
+fn qemu_guest_reads_and_writes_the_disk_by_packed_rings() {
+    assert_reads_and_writes(Guest::packed, '1');
+}
+
+/// The guest says `packed` of the feature bit (34) that chooses the kind of rings.
+#[track_caller]
+fn assert_reads_and_writes(rings: fn(Guest) -> Guest, packed: char) {
     packages::ensure().unwrap();
     let content = disk::random(disk::DISK_BYTES).unwrap();
     let launch = BLK.launch();
@@ -24,16 +36,19 @@ fn qemu_guest_reads_and_writes_the_disk() {
 
     let nonce = disk::nonce().unwrap();
     let script = format!(
-        "echo disk $(blockdev --getsize64 /dev/vda) $(sha256sum </dev/vda | cut -d ' ' -f 1)
+        "echo packed $(cut -c 35 /sys/block/vda/device/features)
+        echo disk $(blockdev --getsize64 /dev/vda) $(sha256sum </dev/vda | cut -d ' ' -f 1)
         yes {nonce} | head -c {} | dd of=/dev/vda bs=64k seek={} oflag=seek_bytes conv=fsync,notrunc 2>/dev/null
         echo written $?",
         disk::PATTERN_BYTES,
         disk::PATTERN_AT
     );
-    let said = Guest::new(&MODULES, &script).cpus(2).blk(daemon.socket(), 2).run(LIMIT).unwrap();
+    let guest = rings(Guest::new(&MODULES, &script)).cpus(2).blk(daemon.socket(), 2);
+    let said = guest.run(LIMIT).unwrap();
+    let rings = format!("packed {packed}");
     let seen = format!("disk {} {}", content.len(), disk::sha256(&content));
     let said: Vec<&str> = said.lines().collect();
-    assert!(said.ends_with(&[&seen, "written 0"]), "{said:?}");
+    assert!(said.ends_with(&[&rings, &seen, "written 0"]), "{said:?}");
     assert_eq!(disk::difference(&image, &disk::expected(&content, &nonce)).unwrap(), None);
     assert_eq!(daemon.terminate().code, Some(0));
 }

@@ -51,6 +51,7 @@ pub struct Guest {
     modules: Vec<String>,
     script: String,
     cpus: u32,
+    rings: &'static str,
     devices: Vec<String>,
 }
 
@@ -59,12 +60,18 @@ impl Guest {
     /// powers off.
     pub fn new(modules: &[&str], script: &str) -> Self {
         let modules = modules.iter().map(|name| (*name).to_owned()).collect();
-        Self { modules, script: format!("{script}\npoweroff -f\n"), cpus: 1, devices: Vec::new() }
+        Self { modules, script: format!("{script}\npoweroff -f\n"), cpus: 1, rings: "", devices: Vec::new() }
     }
 
     /// Gives it `cpus` processors.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// Offers packed rings with the devices added from now on.
+    pub fn packed(mut self) -> Self {
+        self.rings = ",packed=on";
         self
     }
 
@@ -81,7 +88,7 @@ impl Guest {
     fn device(mut self, socket: &Path, device: &str) -> Self {
         let id = format!("daemon{}", self.devices.len() / 4);
         let chardev = format!("socket,id={id},path={}", socket.display());
-        let device = format!("{device},chardev={id}");
+        let device = format!("{device},chardev={id}{}", self.rings);
         self.devices.extend(["-chardev".into(), chardev, "-device".into(), device]);
         self
     }
