@@ -201,7 +201,12 @@ impl Memory {
             addr.checked_sub(region.table.user_addr).is_some_and(|offset| offset < region.table.size_bytes)
         })?;
         let offset = addr.checked_sub(region.table.user_addr)?;
-        let segment = region.mapping.segment(offset, u64::try_from(len).ok()?)?;
+        let len = u64::try_from(len).ok()?;
+        // The mapping goes on to the end of the page, which may be another region's.
+        if offset.checked_add(len)? > region.table.size_bytes {
+            return None;
+        }
+        let segment = region.mapping.segment(offset, len)?;
         segment.start().is_multiple_of(align).then(|| Area { segment, _region: Arc::clone(region) })
     }
 }

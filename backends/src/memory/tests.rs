@@ -104,6 +104,14 @@ fn segments_split_at_both_ends() {
 }
 
 #[test]
+fn f08_a_ring_part_ends_with_its_region_and_not_with_the_page() {
+    let memory = one(region(MIB, 100, 4 * MIB, 0), MIB).unwrap();
+    assert!(memory.ring_area(4 * MIB, 100, 16).is_some());
+    assert!(memory.ring_area(4 * MIB, 101, 16).is_none());
+    assert!(memory.ring_area(4 * MIB + 96, usize::MAX, 16).is_none());
+}
+
+#[test]
 fn ring_areas_are_aligned_and_within_one_region() {
     let memory = one(region(0, MIB, 4 * MIB, 0), MIB).unwrap();
     assert!(memory.ring_area(4 * MIB, 1 << 20, 16).is_some());

@@ -243,7 +243,11 @@ impl Session {
             ring.addr = old;
             return Err(Refusal::RingAddress(index));
         }
-        self.reconcile(index, host)
+        self.reconcile(index, host).inspect_err(|_| {
+            if let Ok(ring) = self.ring(index) {
+                ring.addr = old;
+            }
+        })
     }
 
     /// A running ring takes its own addresses again, with another way of logging (migration does that).
@@ -284,8 +288,12 @@ impl Session {
             ring.base = Some(host.stop_ring(index.into())?);
             ring.state = RingState::Stopped;
         }
-        ring.kick = Some(Arc::new(fd));
-        self.reconcile(index.into(), host)
+        let old = ring.kick.replace(Arc::new(fd));
+        self.reconcile(index.into(), host).inspect_err(|_| {
+            if let Ok(ring) = self.ring(index.into()) {
+                ring.kick = old;
+            }
+        })
     }
 
     fn set_call(&mut self, index: u8, fd: Option<OwnedFd>, host: &mut impl Host) -> Answer {

@@ -13,6 +13,7 @@ struct Recorder {
     starts: usize,
     refuse_memory: bool,
     refuse_rings: bool,
+    refuse_starts: bool,
     config: Vec<u8>,
     channels: usize,
     transfers: Vec<Direction>,
@@ -44,6 +45,9 @@ impl Host for Recorder {
         !self.refuse_rings
     }
     fn start_ring(&mut self, ring: RingStart) -> Result<(), Refusal> {
+        if self.refuse_starts {
+            return Err(Refusal::RingAddress(ring.index.into()));
+        }
         self.starts += 1;
         assert!(self.running.insert(ring.index, ring).is_none(), "a ring has one owner");
         Ok(())
@@ -327,6 +331,34 @@ fn f08_a_ring_outside_memory_is_refused_and_the_old_address_stays() {
     t.say(kick(0)).unwrap();
     t.say(Request::SetVringEnable { index: 0, enable: 1 }).unwrap();
     assert!(t.host.running.is_empty(), "no address was taken");
+}
+
+#[test]
+fn a_refused_kick_or_address_leaves_the_old_one() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.ring(0);
+    t.say(Request::GetVringBase { index: 0 }).unwrap();
+    t.host.refuse_rings = true;
+    let before = format!("{:?}", t.session);
+    assert!(matches!(t.say(kick(0)), Err(Refusal::RingAddress(0))));
+    assert_eq!(format!("{:?}", t.session), before);
+    let mut t = complete_but_for_its_address();
+    t.host.refuse_starts = true;
+    let before = format!("{:?}", t.session);
+    assert!(t.say(Request::SetVringAddr(addr(0))).is_err());
+    assert_eq!(format!("{:?}", t.session), before);
+}
+
+fn complete_but_for_its_address() -> Table {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    for request in ring_messages(0).into_iter().filter(|request| request.code() != Code::SetVringAddr) {
+        t.say(request).unwrap();
+    }
+    t
 }
 
 /// Migration: the log, the feature, the used ring's flag; and back again.
