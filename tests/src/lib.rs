@@ -10,6 +10,7 @@
 //!  served, echo                 a device of the test's own, in its process
 //!  vmm, metal                   `outboard run` as a process, and the bare-metal guest it runs
 //!  liar                         a daemon whose answers are wrong
+//!  fuzz                         bodies of the fuzz targets
 //! ```
 //!
 //! Unit tests, scenarios, fuzzers and benches all use these. Whatever the other side may do wrong comes back
@@ -22,6 +23,7 @@ pub mod dirty;
 pub mod echo;
 pub mod event;
 pub mod frontend;
+pub mod fuzz;
 pub mod guest;
 pub mod liar;
 pub mod machine;
