@@ -93,6 +93,11 @@ impl VirtioPci {
         Ok(Self { inner, common, doorbells, visible_features, msix })
     }
 
+    /// Virtqueues of the device.
+    pub fn queues(&self) -> u16 {
+        self.common.read16(common::NUM_QUEUES)
+    }
+
     /// Gives queue `queue` MSI-X vector `queue`. The device takes it or answers NO_VECTOR (0xFFFF).
     fn set_vector(&mut self, queue: u16) {
         let Some(msix) = &self.msix else { return };

@@ -7,6 +7,7 @@ mod evil_pci;
 mod info;
 mod irq;
 mod outlive;
+mod queues;
 mod rng;
 mod smp;
 mod stop;
@@ -59,6 +60,7 @@ pub fn run(machine: &Machine) -> Outcome {
         Some("badop") => badop::run(machine),
         Some("smp") => smp::run(machine),
         Some("rng") => rng::run(machine),
+        Some("queues") => queues::run(machine),
         Some("irq") => irq::run(machine),
         Some("outlive") => outlive::run(machine),
         Some("blk") => blk::run(machine),
