@@ -287,19 +287,19 @@ impl<'a> IndirectTable<'a> {
         Some(IndirectTable { memory, addr: outer.addr, entries, whole })
     }
 
-    /// A descriptor of a table that goes on in another region.
-    fn gather(&self, offset: usize) -> Option<[u8; Descriptor::BYTES]> {
-        let (mut parts, mut bytes) = (Vec::new(), [0; Descriptor::BYTES]);
+    /// The words of a descriptor of a table that goes on in another region.
+    fn gather(&self, offset: usize) -> Option<[u64; 2]> {
+        let (mut parts, mut bytes) = (Vec::new(), [[0; 8]; 2]);
         let addr = self.addr.checked_add(u64::try_from(offset).ok()?)?;
         if !self.memory.translate(addr, 16, &mut parts) {
             return None;
         }
-        let mut rest = bytes.as_mut_slice();
+        let mut rest = bytes.as_flattened_mut();
         for part in parts {
             let count = part.copy_to(rest);
             rest = rest.get_mut(count..)?;
         }
-        Some(bytes)
+        Some(bytes.map(u64::from_le_bytes))
     }
 }
 
@@ -310,11 +310,11 @@ impl Table for IndirectTable<'_> {
             return None;
         }
         let offset = usize::from(index).checked_mul(Descriptor::BYTES)?;
-        let bytes = match &self.whole {
-            Some(table) => table.read(offset)?,
+        let words = match &self.whole {
+            Some(table) => table.read_words(offset)?,
             None => self.gather(offset)?,
         };
-        Some(Descriptor::from_bytes(bytes))
+        Some(Descriptor::from_words(words))
     }
 }
 

@@ -11,7 +11,7 @@
 //! regular memory (pipes, sockets); ranges that leave memory.
 //!
 //! The guest writes to all this while we read it. So what is decided upon is fetched once, by
-//! [`Area::read`] and [`Segment::read`], which use volatile loads that the compiler cannot repeat.
+//! [`Area::read_words`] and [`Segment::read`], which use volatile loads that the compiler cannot repeat.
 
 #![cfg_attr(
     not(test),
@@ -371,44 +371,38 @@ impl Segment {
         count
     }
 
-    /// `N` bytes at `offset`, fetched once; `None` past the end.
-    #[inline]
+    /// `N` bytes at `offset`, each fetched once; `None` past the end.
     pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         if offset.checked_add(N)? > self.len() {
             return None;
         }
         // SAFETY: the range was just checked.
-        Some(unsafe { read_once(self.as_ptr().add(offset)) })
+        Some(std::array::from_fn(|at| unsafe { self.as_ptr().add(offset).add(at).read_volatile() }))
     }
-}
 
-/// Reads by volatile loads, eight bytes at a time where the address allows it.
-///
-/// # Safety
-/// `from..from+N` lies within a mapping.
-#[inline]
-unsafe fn read_once<const N: usize>(from: *const u8) -> [u8; N] {
-    if !from.addr().is_multiple_of(8) || !N.is_multiple_of(8) {
-        // SAFETY: the caller's range.
-        return unsafe { read_bytes_once(from) };
+    /// Two little-endian words at `offset`, fetched once; `None` past the end.
+    #[inline]
+    pub fn read_words(&self, offset: usize) -> Option<[u64; 2]> {
+        if offset.checked_add(16)? > self.len() {
+            return None;
+        }
+        // SAFETY: the range was just checked.
+        let from = unsafe { self.as_ptr().add(offset) };
+        if !from.addr().is_multiple_of(8) {
+            return self.read_unaligned(offset);
+        }
+        // SAFETY: aligned, and within the range.
+        Some([0, 1].map(|at| u64::from_le(unsafe { from.cast::<u64>().add(at).read_volatile() })))
     }
-    let mut out = [0; N];
-    for (at, chunk) in out.chunks_exact_mut(8).enumerate() {
-        // SAFETY: aligned, and within the caller's range.
-        let word = unsafe { from.cast::<u64>().add(at).read_volatile() };
-        chunk.copy_from_slice(&word.to_ne_bytes());
-    }
-    out
-}
 
-/// The rare case, kept apart: merged with the other it would make that one put words together from bytes.
-///
-/// # Safety
-/// As [`read_once`].
-#[inline(never)]
-unsafe fn read_bytes_once<const N: usize>(from: *const u8) -> [u8; N] {
-    // SAFETY: within the caller's range.
-    std::array::from_fn(|at| unsafe { from.add(at).read_volatile() })
+    /// The rare case, kept apart: merged with the usual one it would make that one put words together from bytes.
+    #[inline(never)]
+    fn read_unaligned(&self, offset: usize) -> Option<[u64; 2]> {
+        let bytes = u128::from_le_bytes(self.read(offset)?);
+        // Both halves.
+        #[allow(clippy::cast_possible_truncation)]
+        Some([bytes as u64, (bytes >> 64) as u64])
+    }
 }
 
 /// A part of a ring: memory of fixed size that stays mapped as long as this value lives.
@@ -421,10 +415,15 @@ pub struct Area {
 }
 
 impl Area {
-    /// `N` bytes at `offset`, fetched once.
-    #[inline]
+    /// `N` bytes at `offset`, each fetched once.
     pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.segment.read(offset)
+    }
+
+    /// Two little-endian words at `offset`, each fetched once: a descriptor.
+    #[inline]
+    pub fn read_words(&self, offset: usize) -> Option<[u64; 2]> {
+        self.segment.read_words(offset)
     }
 
     /// Writes plain bytes; order against the other side comes from [`Area::store_u16`].

@@ -165,8 +165,8 @@ impl PackedRing {
     /// Entry at a cursor, its id in `next`.
     #[inline]
     fn entry(&self, at: Cursor) -> Result<Descriptor, RingError> {
-        let bytes = self.entries.read(self.place(at)).ok_or(RingError::Memory)?;
-        Ok(Descriptor::from_bytes(bytes).as_packed())
+        let words = self.entries.read_words(self.place(at)).ok_or(RingError::Memory)?;
+        Ok(Descriptor::from_words(words).as_packed())
     }
 
     #[inline]

@@ -119,7 +119,8 @@ impl SplitRing {
     /// Descriptor `index` of the table; `None` when the table has no such one.
     #[inline]
     pub fn descriptor(&self, index: u16) -> Option<Descriptor> {
-        self.descriptors.read(usize::from(index).checked_mul(Descriptor::BYTES)?).map(Descriptor::from_bytes)
+        let place = usize::from(index).checked_mul(Descriptor::BYTES)?;
+        self.descriptors.read_words(place).map(Descriptor::from_words)
     }
 
     /// Fills the next used element. The driver sees it after [`SplitRing::publish`].
