@@ -21,8 +21,11 @@ mod shadow;
 pub mod split;
 mod walk;
 
+/// A body: it panics where a promise is broken.
+pub type Body = fn(&[u8]);
+
 /// Each target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 4] = [
+pub const TARGETS: [(&str, Body); 4] = [
     ("session", session::session),
     ("memory", memory::memory),
     ("split", split::split),

@@ -46,7 +46,7 @@ impl Packed {
     }
 
     fn bits(&self, place: Place) -> u32 {
-        place.0 % self.size() | u32::from(self.wrap(place)) << 15
+        (place.0 % self.size()) | (u32::from(self.wrap(place)) << 15)
     }
 
     fn wrap(&self, place: Place) -> bool {

@@ -28,7 +28,7 @@ const MAX_RECORDS: usize = 128;
 /// A turn takes 256 requests; the last one is kept for the one that must complete.
 const MAX_TAKEN: usize = 180;
 const MAX_BATCH: usize = 16;
-const LOG_BYTES: u64 = 128;
+const LOG_BYTES: usize = 128;
 /// Parts of the ring, far from each other.
 pub(super) const DESCRIPTORS: u64 = RING;
 pub(super) const AVAILABLE: u64 = RING + 0x800;
@@ -95,7 +95,7 @@ struct Play<F> {
     call: Event,
     error: Event,
     log: std::fs::File,
-    dirty: [u8; LOG_BYTES as usize],
+    dirty: [u8; LOG_BYTES],
     flight: Vec<(Request, Owed)>,
     /// Oldest first: id, entries, and the length once it is known.
     order: VecDeque<(u16, u16, Option<u32>)>,
@@ -142,7 +142,7 @@ impl<F: Format> Play<F> {
     fn new(terms: Terms, mut shadow: Shadow, input: &mut Input<'_>) -> Play<F> {
         let format = F::new(terms, &mut shadow, input);
         let (call, error, stats) = (Event::new(), Event::new(), Arc::new(QueueStats::default()));
-        let log = memfd(LOG_BYTES, Backing::Sealed);
+        let log = memfd(LOG_BYTES as u64, Backing::Sealed);
         let queue = queue::<F>(terms, &shadow, format.base(), &log, (&call, &error), &stats);
         Play {
             terms,
@@ -153,7 +153,7 @@ impl<F: Format> Play<F> {
             call,
             error,
             log,
-            dirty: [0; LOG_BYTES as usize],
+            dirty: [0; LOG_BYTES],
             flight: Vec::new(),
             order: VecDeque::new(),
             oldest: 0,
@@ -348,8 +348,7 @@ impl<F: Format> Play<F> {
     fn serves(&mut self) {
         let desc = Desc { addr: 0x10_1ffc, len: 8, flags: WRITE, next: 0 };
         self.format.offer(&mut self.shadow, desc);
-        (self.taken, self.broken) = (0, self.broken);
-        (self.order, self.oldest) = (VecDeque::new(), 0);
+        (self.taken, self.order, self.oldest) = (0, VecDeque::new(), 0);
         self.take();
         assert_eq!(self.flight.len(), 1, "a well-formed request is not served");
         let id = self.flight[0].1.id;
@@ -364,8 +363,8 @@ impl<F: Format> Play<F> {
     }
 }
 
-fn before(log: &std::fs::File) -> [u8; LOG_BYTES as usize] {
-    let mut bytes = [0; LOG_BYTES as usize];
+fn before(log: &std::fs::File) -> [u8; LOG_BYTES] {
+    let mut bytes = [0; LOG_BYTES];
     let read = rustix::io::pread(log, &mut bytes, 0);
     assert_eq!(read, Ok(bytes.len()));
     bytes
@@ -391,7 +390,7 @@ fn queue<F: Format>(
     };
     let ring = Ring::new(&shadow.memory, &layout, base).unwrap_or_else(|| panic!("{layout:?} {base:#x}"));
     let fd = log.try_clone().unwrap_or_else(|e| panic!("dup: {e}"));
-    let pages = DirtyLog::map(fd.into(), LOG_BYTES, 0).unwrap_or_else(|e| panic!("log: {e}"));
+    let pages = DirtyLog::map(fd.into(), LOG_BYTES as u64, 0).unwrap_or_else(|e| panic!("log: {e}"));
     let setup = QueueSetup {
         index: 0,
         features: u64::from(rules.indirect) << 28 | u64::from(in_order) << 35,

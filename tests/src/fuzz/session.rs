@@ -117,7 +117,7 @@ impl Host for Recorder {
     fn ring_fits(&self, layout: &Layout) -> bool {
         assert!(layout.size > 0 && layout.size <= 1 << 15, "{layout:?}");
         assert!(layout.packed || layout.size.is_power_of_two(), "{layout:?}");
-        !self.refuses(REFUSE_RINGS) && layout.descriptor % 16 == 0
+        !self.refuses(REFUSE_RINGS) && layout.descriptor.is_multiple_of(16)
     }
 
     fn start_ring(&mut self, ring: RingStart) -> Result<(), Refusal> {
@@ -218,15 +218,11 @@ pub fn session(data: &[u8]) {
         play.host.mood = control & 0xf0;
         let fds = usize::from(control & 0xf);
         let header = Header { request: number.into(), ..Header::request(Code::GetFeatures, 0, false) };
-        match Request::decode(header, payload, fds) {
-            Ok(request) => {
-                if !play.say(request, fds) {
-                    play.ends();
-                }
-                play.holds_what_it_needs();
-            }
-            Err(_) => {}
+        let Ok(request) = Request::decode(header, payload, fds) else { continue };
+        if !play.say(request, fds) {
+            play.ends();
         }
+        play.holds_what_it_needs();
     }
     play.serves_a_front_end();
     assert!(play.session.close(&mut play.host).is_ok());

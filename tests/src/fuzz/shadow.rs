@@ -4,7 +4,7 @@
 //! the device wrote what it should, and nowhere else. Expectations are drawn from the image only.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use backends::memory::Memory;
 
@@ -17,6 +17,18 @@ const PIECES: [(u64, u64); 3] = [(0x10_0000, 0x2000), (0x10_2000, 0x2000), (RING
 pub(super) const RING: u64 = 0x20_0000;
 /// Its bytes.
 pub(super) const RING_BYTES: u16 = 0x3000;
+
+/// What the region at `start` is filled with in the beginning.
+fn filling(start: u64, bytes: u64) -> &'static [u8] {
+    static FILLED: OnceLock<Vec<u8>> = OnceLock::new();
+    let from = PIECES[0].0;
+    let all = FILLED.get_or_init(|| (from..from + PIECES[0].1 + PIECES[1].1).map(pattern).collect());
+    &all[size(start - from)..size(start - from + bytes)]
+}
+
+fn size(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
 
 /// RAM and its image.
 pub(super) struct Shadow {
@@ -33,11 +45,12 @@ impl Shadow {
         };
         let table = ram.regions().iter().map(|region| (region.table, fd(region))).collect();
         let memory = Arc::new(Memory::map(table).unwrap_or_else(|e| panic!("guest memory: {e}")));
-        let image = PIECES.iter().map(|(start, bytes)| (*start, vec![0; *bytes as usize])).collect();
+        let image = PIECES.iter().map(|(start, bytes)| (*start, vec![0; size(*bytes)])).collect();
         let mut shadow = Shadow { ram, memory, image };
-        for (start, bytes) in &PIECES[..2] {
-            let contents: Vec<u8> = (*start..start + bytes).map(pattern).collect();
-            shadow.write(*start, &contents);
+        for (nth, (start, bytes)) in PIECES[..2].iter().enumerate() {
+            let contents = filling(*start, *bytes);
+            shadow.ram.write(*start, contents);
+            shadow.image[nth].1.copy_from_slice(contents);
         }
         shadow
     }
@@ -53,7 +66,7 @@ impl Shadow {
         for (place, byte) in (addr..).zip(bytes) {
             let region = self.image.iter_mut().rfind(|(start, _)| *start <= place);
             let (start, image) = region.unwrap_or_else(|| panic!("{place:#x} is outside RAM"));
-            image[(place - *start) as usize] = *byte;
+            image[size(place - *start)] = *byte;
         }
     }
 
@@ -64,7 +77,7 @@ impl Shadow {
             let (start, image) = self.image.iter().find(|(start, image)| {
                 addr.checked_sub(*start).is_some_and(|offset| offset < image.len() as u64)
             })?;
-            let rest = &image[(addr - start) as usize..];
+            let rest = &image[size(addr - start)..];
             let piece = &rest[..left.min(rest.len())];
             pieces.push(piece);
             (addr, left) = (addr.wrapping_add(piece.len() as u64), left - piece.len());
@@ -85,7 +98,8 @@ impl Shadow {
     pub(super) fn check(&self) {
         for (start, image) in &self.image {
             let now = self.ram.read(*start, image.len());
-            if let Some(at) = (0..image.len()).find(|at| now[*at] != image[*at]) {
+            if now != *image {
+                let at = (0..image.len()).find(|at| now[*at] != image[*at]).unwrap_or(0);
                 panic!("{:#x} is {:#x}, should be {:#x}", start + at as u64, now[at], image[at]);
             }
         }

@@ -68,7 +68,7 @@ fn followed(shadow: &Shadow, outer: Desc, rules: Rules, buffers: &mut Vec<Desc>)
 }
 
 fn table_entries(shadow: &Shadow, outer: Desc, rules: Rules) -> Option<u64> {
-    let whole = rules.indirect && outer.len > 0 && outer.len % 16 == 0;
+    let whole = rules.indirect && outer.len > 0 && outer.len.is_multiple_of(16);
     shadow.pieces(outer.addr, outer.len).filter(|_| whole).map(|_| u64::from(outer.len / 16))
 }
 
