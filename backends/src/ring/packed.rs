@@ -97,7 +97,8 @@ impl PackedRing {
         }
         let bytes = usize::from(layout.size).checked_mul(Descriptor::BYTES)?;
         let entries = memory.ring_area(layout.descriptor, bytes, 16)?;
-        let base = if base == 0 && is_new(&entries, layout.size) { Ring::first_base(true) } else { base };
+        let is_first = FIRST_BASES.contains(&base) && is_new(&entries, layout.size);
+        let base = if is_first { Ring::first_base(true) } else { base };
         // The halves of the base.
         let (low, high) = (u16::try_from(base & 0xffff).ok()?, u16::try_from(base >> 16).ok()?);
         let used = Cursor::from_bits(high, layout.size)?;
@@ -265,8 +266,12 @@ impl PackedRing {
     }
 }
 
-/// Whether the ring is in its first lap: front-ends that set every base to 0 mean its beginning by that. In an even
-/// lap, which such a base names, entries of the lap before have USED set, and in the first one none has.
+/// What front-ends say that mean the beginning of a ring and do not know of four values: those that set every base to
+/// 0, and DPDK's virtio_user, which names where the driver is (place 0, first lap) and not where the device is.
+const FIRST_BASES: [u32; 2] = [0, 0x8000];
+
+/// Whether the ring is in its first lap. By the letter the device is in an even lap at [`FIRST_BASES`], where entries
+/// of the lap before have USED set; in the first lap none has.
 fn is_new(entries: &Area, size: u16) -> bool {
     let place = |at: u16| usize::from(at).wrapping_mul(Descriptor::BYTES).wrapping_add(FLAGS);
     let flags = |at: u16| entries.load_u16(place(at), Ordering::Relaxed);
