@@ -20,6 +20,9 @@ pub const NEEDED: [&str; 6] = [
     "xz-utils",        // unpacks the full kernel
 ];
 
+/// What tests against DPDK need besides: `testpmd`, and with it 180 MiB of libraries.
+const DPDK: [&str; 1] = ["dpdk-dev"];
+
 /// Why the packages are not there.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -53,7 +56,16 @@ pub enum Error {
 
 /// Makes sure that every package of [`NEEDED`] is installed.
 pub fn ensure() -> Result<(), Error> {
-    let missing = missing(&NEEDED)?;
+    ensure_all(&NEEDED)
+}
+
+/// Makes sure that DPDK's `testpmd` is installed.
+pub fn ensure_dpdk() -> Result<(), Error> {
+    ensure_all(&DPDK)
+}
+
+fn ensure_all(needed: &[&str]) -> Result<(), Error> {
+    let missing = missing(needed)?;
     if missing.is_empty() {
         return Ok(());
     }
