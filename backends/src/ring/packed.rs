@@ -32,8 +32,8 @@ use crate::memory::{Area, Memory};
 /// Flag bits of an entry beside those of [`Descriptor`] (§2.8.1).
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
-/// Offset of id and flags in an entry.
-const ID: usize = 12;
+/// Offsets of length and flags in an entry; the id is between.
+const LEN: usize = 8;
 const FLAGS: usize = 14;
 /// Fields of an event area (§2.8.10).
 const EVENT_OFF_WRAP: usize = 0;
@@ -190,12 +190,15 @@ impl PackedRing {
         let lap = if self.used.wrap { AVAIL | USED } else { 0 };
         // WRITE says that the length counts (§2.8.7.1).
         let flags = if written_bytes > 0 { lap | Descriptor::WRITE } else { lap };
-        self.entries.write(place.wrapping_add(8), written_bytes.to_le_bytes());
-        self.entries.write(place.wrapping_add(ID), taken.id.to_le_bytes());
+        let id = u64::from(taken.id) << 32;
+        let word = (u64::from(written_bytes) | id | u64::from(flags) << 48).to_le_bytes();
         if self.first.is_none() {
             self.first = Some((self.used, flags));
+            let [len_and_id @ .., _, _] = word;
+            self.entries.write::<6>(place.wrapping_add(LEN), len_and_id);
         } else {
-            self.entries.store_u16(place.wrapping_add(FLAGS), flags, Ordering::Relaxed);
+            // Nobody looks at it before the first one shows.
+            self.entries.write(place.wrapping_add(LEN), word);
         }
         self.used.advance(taken.slots, self.size);
     }
