@@ -31,6 +31,8 @@ pub enum Command {
     Test(Test),
     /// Measure, ours against others'.
     Bench(Bench),
+    /// Say how much of the code that hostile bytes reach the fuzz corpus covers; below 90 % is a failure.
+    Coverage,
     /// Run a command on a host whose KVM runs Linux: this one, or an emulated one.
     KvmHost(KvmHost),
 }

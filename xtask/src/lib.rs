@@ -17,6 +17,7 @@ pub mod bench;
 pub mod cache;
 pub mod cargo;
 pub mod cli;
+pub mod coverage;
 pub mod demo;
 pub mod emulated;
 pub mod explain;

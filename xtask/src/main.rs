@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Command::DemoBoot { plan } => demo_boot(&plan),
         Command::Test(options) => test(&options).into(),
         Command::Bench(options) => bench(&options).into(),
+        Command::Coverage => coverage().into(),
         Command::KvmHost(options) => kvm_host(&options).into(),
     }
 }
@@ -83,6 +84,16 @@ fn bench(options: &cli::Bench) -> u8 {
         Err(error) => {
             complain(&error);
             BAD_OPTION
+        }
+    }
+}
+
+fn coverage() -> u8 {
+    match xtask::coverage::run() {
+        Ok(()) => 0,
+        Err(error) => {
+            complain(&error);
+            if matches!(error, xtask::coverage::Error::Packages(_)) { PACKAGES_MISSING } else { 1 }
         }
     }
 }

@@ -23,6 +23,9 @@ pub const NEEDED: [&str; 6] = [
 /// What tests against DPDK need besides: `testpmd`, and with it 180 MiB of libraries.
 const DPDK: [&str; 1] = ["dpdk-dev"];
 
+/// What `cargo xtask coverage` needs besides: tools that read this compiler's profiles.
+const COVERAGE: [&str; 1] = ["llvm-19"];
+
 /// Why the packages are not there.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -62,6 +65,11 @@ pub fn ensure() -> Result<(), Error> {
 /// Makes sure that DPDK's `testpmd` is installed.
 pub fn ensure_dpdk() -> Result<(), Error> {
     ensure_all(&DPDK)
+}
+
+/// Makes sure that LLVM's coverage tools are installed.
+pub fn ensure_coverage() -> Result<(), Error> {
+    ensure_all(&COVERAGE)
 }
 
 fn ensure_all(needed: &[&str]) -> Result<(), Error> {
