@@ -1,4 +1,4 @@
-//! HOSTILE C01, C02, C03 and C05: chains that are long, huge or the wrong way round, and bytes of any value.
+//! C01, C02, C03 and C05: chains that are long, huge or the wrong way round, and bytes of any value.
 
 use tests::guest::chain::Chain;
 use tests::guest::memory::RAM_BASE;
