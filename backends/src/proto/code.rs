@@ -43,6 +43,8 @@ pub enum Code {
     SetBackendReqFd = 21,
     GetConfig = 24,
     SetConfig = 25,
+    GetInflightFd = 31,
+    SetInflightFd = 32,
     ResetDevice = 34,
     GetMaxMemSlots = 36,
     AddMemReg = 37,
@@ -75,7 +77,7 @@ pub struct Rule {
 
 impl Code {
     /// Every request this codec knows.
-    pub const ALL: [Code; 31] = [
+    pub const ALL: [Code; 33] = [
         Code::GetFeatures,
         Code::SetFeatures,
         Code::SetOwner,
@@ -99,6 +101,8 @@ impl Code {
         Code::SetBackendReqFd,
         Code::GetConfig,
         Code::SetConfig,
+        Code::GetInflightFd,
+        Code::SetInflightFd,
         Code::ResetDevice,
         Code::GetMaxMemSlots,
         Code::AddMemReg,
@@ -142,6 +146,9 @@ impl Code {
             CheckDeviceState => (0..=0, 0..=0, true, ProtocolFeatures::DEVICE_STATE),
             GetConfig => (config, 0..=0, true, ProtocolFeatures::CONFIG),
             SetConfig => (config, 0..=0, false, ProtocolFeatures::CONFIG),
+            // Eight bytes twice and two bytes twice; what most front-ends send is the C struct with its padding.
+            GetInflightFd => (20..=24, 0..=0, true, ProtocolFeatures::INFLIGHT_SHMFD),
+            SetInflightFd => (20..=24, 1..=1, false, ProtocolFeatures::INFLIGHT_SHMFD),
             AddMemReg => (40..=40, 1..=1, false, ProtocolFeatures::CONFIGURE_MEM_SLOTS),
             // The text lets REM_MEM_REG carry a descriptor, which the back-end closes (older QEMU sends one).
             RemMemReg => (40..=40, 0..=1, false, ProtocolFeatures::CONFIGURE_MEM_SLOTS),

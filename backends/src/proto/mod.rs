@@ -10,5 +10,5 @@ pub mod wire;
 
 pub use transport::{Connection, Frame, TransportError};
 pub use wire::{
-    Code, DecodeError, Header, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr, VringFd,
+    Code, DecodeError, Header, Inflight, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr, VringFd,
 };

@@ -162,6 +162,19 @@ pub struct VringAddr {
     pub log: u64,
 }
 
+/// Payload of GET_INFLIGHT_FD, its answer and SET_INFLIGHT_FD ("Inflight I/O tracking").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Inflight {
+    /// Length of the region; of no meaning in the request.
+    pub size_bytes: u64,
+    /// Where the region begins in its file; of no meaning in the request.
+    pub mmap_offset: u64,
+    /// Queues that have a part of it.
+    pub queues: u16,
+    /// Entries of each queue.
+    pub queue_size: u16,
+}
+
 /// Payload of SET_VRING_KICK, CALL and ERR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VringFd {
@@ -193,6 +206,8 @@ pub enum Request {
     SetVringEnable { index: u32, enable: u32 },
     GetConfig { offset: u32, size: u32 },
     SetConfig { offset: u32, data: Vec<u8> },
+    GetInflightFd(Inflight),
+    SetInflightFd(Inflight),
     GetMaxMemSlots,
     AddMemReg(MemoryRegion),
     RemMemReg(MemoryRegion),
@@ -230,6 +245,8 @@ impl Request {
             Request::SetVringEnable { .. } => Code::SetVringEnable,
             Request::GetConfig { .. } => Code::GetConfig,
             Request::SetConfig { .. } => Code::SetConfig,
+            Request::GetInflightFd(_) => Code::GetInflightFd,
+            Request::SetInflightFd(_) => Code::SetInflightFd,
             Request::GetMaxMemSlots => Code::GetMaxMemSlots,
             Request::AddMemReg(_) => Code::AddMemReg,
             Request::RemMemReg(_) => Code::RemMemReg,
@@ -326,6 +343,9 @@ impl Request {
                 put32(&mut out, &[*offset, len32(data.len()), 0]);
                 out.extend_from_slice(data);
             }
+            Request::GetInflightFd(inflight) | Request::SetInflightFd(inflight) => {
+                put_inflight(&mut out, inflight);
+            }
             Request::AddMemReg(region) | Request::RemMemReg(region) => {
                 put64(&mut out, &[0]);
                 put_region(&mut out, region);
@@ -354,6 +374,8 @@ pub enum Reply {
         /// Bytes of the space.
         data: Vec<u8>,
     },
+    /// GET_INFLIGHT_FD. The descriptor of the region comes with it; a length of 0 says that it failed.
+    Inflight(Inflight),
 }
 
 impl Reply {
@@ -368,6 +390,7 @@ impl Reply {
                 put32(&mut out, &[*offset, len32(data.len()), 0]);
                 out.extend_from_slice(data);
             }
+            Reply::Inflight(inflight) => put_inflight(&mut out, inflight),
         }
         out
     }
@@ -382,6 +405,7 @@ impl Reply {
                 let (offset, size, _flags) = (fields.u32()?, fields.u32()?, fields.u32()?);
                 Reply::Config { offset, data: fields.bytes(usize::try_from(size).ok()?)?.to_vec() }
             }
+            Code::GetInflightFd => Reply::Inflight(fields.inflight()?),
             _ => Reply::U64(fields.u64()?),
         };
         fields.0.is_empty().then_some(reply)
@@ -396,6 +420,10 @@ impl<'a> Fields<'a> {
         let (front, rest) = self.0.split_at_checked(count)?;
         self.0 = rest;
         Some(front)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        Some(u16::from_le_bytes(self.bytes(2)?.try_into().ok()?))
     }
 
     fn u32(&mut self) -> Option<u32> {
@@ -413,6 +441,14 @@ impl<'a> Fields<'a> {
             user_addr: self.u64()?,
             mmap_offset: self.u64()?,
         })
+    }
+
+    /// What follows the four fields is padding.
+    fn inflight(&mut self) -> Option<Inflight> {
+        let (size_bytes, mmap_offset) = (self.u64()?, self.u64()?);
+        let (queues, queue_size) = (self.u16()?, self.u16()?);
+        self.0 = &[];
+        Some(Inflight { size_bytes, mmap_offset, queues, queue_size })
     }
 
     fn single_region(&mut self) -> Option<MemoryRegion> {
@@ -454,6 +490,8 @@ impl<'a> Fields<'a> {
                 let (offset, size, _flags) = (self.u32()?, self.u32()?, self.u32()?);
                 Request::SetConfig { offset, data: self.bytes(usize::try_from(size).ok()?)?.to_vec() }
             }
+            Code::GetInflightFd => Request::GetInflightFd(self.inflight()?),
+            Code::SetInflightFd => Request::SetInflightFd(self.inflight()?),
             Code::GetMaxMemSlots => Request::GetMaxMemSlots,
             Code::AddMemReg => Request::AddMemReg(self.single_region()?),
             Code::RemMemReg => Request::RemMemReg(self.single_region()?),
@@ -524,6 +562,12 @@ fn put32(out: &mut Vec<u8>, values: &[u32]) {
 
 fn put64(out: &mut Vec<u8>, values: &[u64]) {
     values.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
+}
+
+/// With the padding of the C struct, which front-ends wait for.
+fn put_inflight(out: &mut Vec<u8>, inflight: &Inflight) {
+    put64(out, &[inflight.size_bytes, inflight.mmap_offset]);
+    put32(out, &[u32::from(inflight.queues) | u32::from(inflight.queue_size) << 16, 0]);
 }
 
 fn put_region(out: &mut Vec<u8>, region: &MemoryRegion) {

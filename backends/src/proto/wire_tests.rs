@@ -16,6 +16,15 @@ fn region() -> impl Strategy<Value = MemoryRegion> {
     })
 }
 
+fn inflight() -> impl Strategy<Value = Inflight> {
+    any::<([u64; 2], [u16; 2])>().prop_map(|([size_bytes, mmap_offset], [queues, queue_size])| Inflight {
+        size_bytes,
+        mmap_offset,
+        queues,
+        queue_size,
+    })
+}
+
 /// Any request, with the number of descriptors that goes with it.
 fn request() -> impl Strategy<Value = (Request, usize)> {
     let vring = (any::<u8>(), any::<bool>()).prop_map(|(index, has_fd)| VringFd { index, has_fd });
@@ -43,6 +52,8 @@ fn request() -> impl Strategy<Value = (Request, usize)> {
         region().prop_map(|r| (Request::RemMemReg(r), 0)),
         any::<(u64, u64)>()
             .prop_map(|(size_bytes, mmap_offset)| (Request::SetLogBase { size_bytes, mmap_offset }, 1)),
+        inflight().prop_map(|i| (Request::GetInflightFd(i), 0)),
+        inflight().prop_map(|i| (Request::SetInflightFd(i), 1)),
         any::<[u8; 6]>().prop_map(|mac| (Request::SendRarp { mac }, 0)),
         any::<u64>().prop_map(|mtu_bytes| (Request::NetSetMtu { mtu_bytes }, 0)),
         any::<u64>().prop_map(|v| (Request::SetStatus(v), 0)),
@@ -82,12 +93,27 @@ fn replies_come_back_from_their_bytes() {
         (Code::GetVringBase, Reply::VringState { index: 3, base: 65535 }),
         (Code::GetConfig, Reply::Config { offset: 4, data: vec![1, 2, 3] }),
         (Code::GetConfig, Reply::Config { offset: 0, data: vec![] }),
+        (
+            Code::GetInflightFd,
+            Reply::Inflight(Inflight { size_bytes: 1 << 20, mmap_offset: 4096, queues: 8, queue_size: 256 }),
+        ),
     ];
     for (code, reply) in replies {
         assert_eq!(Reply::decode(code, &reply.payload()), Some(reply));
     }
     assert_eq!(Reply::decode(Code::GetFeatures, &[0; 7]), None);
     assert_eq!(Reply::decode(Code::GetFeatures, &[0; 9]), None);
+}
+
+#[test]
+fn an_inflight_region_may_come_with_or_without_padding() {
+    let request =
+        Request::SetInflightFd(Inflight { size_bytes: 8, mmap_offset: 7, queues: 6, queue_size: 5 });
+    for bytes in [20, 24] {
+        let header = Header::request(Code::SetInflightFd, bytes, false);
+        let decoded = Request::decode(header, &request.payload()[..bytes], 1);
+        assert_eq!(decoded.as_ref(), Ok(&request));
+    }
 }
 
 #[test]

@@ -123,6 +123,7 @@ impl Session {
             Request::NetSetMtu { mtu_bytes } => {
                 taken(u16::try_from(mtu_bytes).is_ok_and(|mtu| host.set_mtu(mtu)), code)
             }
+            Request::GetInflightFd(_) | Request::SetInflightFd(_) => Err(Refusal::Device(code)),
             Request::ResetDevice => self.reset(host),
             Request::SetStatus(status) => self.set_status(status, host),
             Request::GetStatus => value(u64::from(self.status)),
