@@ -157,13 +157,17 @@ impl Launch {
     /// # Panics
     /// The host cannot start a process.
     pub fn start(mut self) -> Daemon {
+        let child = self.spawn();
+        Daemon { child, socket: self.socket(), launch: self }
+    }
+
+    fn spawn(&mut self) -> Child {
         let stdin = self.stdin.take();
         let mut command = self.command();
         command.args(&self.args).envs(self.env.clone()).current_dir(self.dir());
         command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(self.output("stdout")).stderr(self.output("stderr"));
-        let child = command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", self.program.display()));
-        Daemon { child, socket: self.socket(), dir: self.dir }
+        command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", self.program.display()))
     }
 
     /// Runs it to its end.
@@ -184,7 +188,7 @@ impl Launch {
     }
 
     fn output(&self, name: &str) -> Stdio {
-        let file = File::create(self.dir().join(name));
+        let file = File::options().create(true).append(true).open(self.dir().join(name));
         file.unwrap_or_else(|e| panic!("create {name}: {e}")).into()
     }
 }
@@ -194,7 +198,7 @@ impl Launch {
 pub struct Daemon {
     child: Child,
     socket: PathBuf,
-    dir: TempDir,
+    launch: Launch,
 }
 
 impl Daemon {
@@ -205,7 +209,7 @@ impl Daemon {
 
     /// Its directory.
     pub fn dir(&self) -> &Path {
-        self.dir.path()
+        self.launch.dir()
     }
 
     /// Its process number.
@@ -231,6 +235,10 @@ impl Daemon {
     /// # Panics
     /// The host has no inotify or pidfd left.
     pub fn wait_listening(mut self, socket: &Path) -> Result<Daemon, DaemonError> {
+        self.await_listening(socket).map(|()| self)
+    }
+
+    fn await_listening(&mut self, socket: &Path) -> Result<(), DaemonError> {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
         let watch = watch.unwrap_or_else(|e| panic!("inotify: {e}"));
         let parent = socket.parent().unwrap_or(Path::new("."));
@@ -249,7 +257,18 @@ impl Daemon {
             }
             std::thread::yield_now();
         }
-        Ok(self)
+        Ok(())
+    }
+
+    /// Kills it (SIGKILL) and starts it again with the same options, in the same directory; returns when it listens on
+    /// its socket. What it says now follows what it said before.
+    ///
+    /// # Errors
+    /// It ends or does not listen.
+    pub fn restart(&mut self) -> Result<(), DaemonError> {
+        self.kill9();
+        self.child = self.launch.spawn();
+        self.await_listening(&self.socket.clone())
     }
 
     /// Kills it (SIGKILL) and waits until it is gone.
@@ -401,6 +420,15 @@ mod tests {
         let socket = launch.socket();
         let error = launch.start().wait_listening(&socket).unwrap_err();
         assert!(matches!(error, DaemonError::Ended(exit) if exit.stderr.contains("no room")));
+    }
+
+    #[test]
+    fn a_restarted_daemon_is_another_process_with_the_same_options() {
+        let mut daemon = Launch::new("outboard-rng").serve().unwrap();
+        let (first, before) = (daemon.pid(), daemon.stderr());
+        daemon.restart().unwrap();
+        assert_ne!(daemon.pid(), first);
+        assert!(listening(daemon.socket()) && daemon.stderr().starts_with(&before));
     }
 
     #[test]
