@@ -21,6 +21,7 @@ pub mod daemon;
 pub mod descriptor;
 pub mod device;
 pub mod engine;
+pub mod failpoint;
 pub mod log;
 pub mod memory;
 pub mod notify;

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use backends::device::{Device, Handler, Io, Turn};
 use backends::engine::{Buffers, Op};
+use backends::failpoint;
 use backends::memory::Segment;
 use backends::queue::{Queue, Request};
 use rustix::io::Errno;
@@ -155,6 +156,7 @@ struct Lane<'a, 'b> {
 impl Host<Pending> for Lane<'_, '_> {
     fn submit(&mut self, fd: std::os::fd::RawFd, job: Job<Pending>) {
         self.io.submit(self.queue, fd, job.op(), job);
+        failpoint::reach("blk.submitted");
     }
 }
 
@@ -221,6 +223,7 @@ impl<S: Storage> Worker<S> {
     /// What comes after a step: for a write through the cache its sync, otherwise the answer.
     fn follow(&mut self, queue: &mut Queue, step: Step<Pending>, io: &mut Io<'_, Job<Pending>>) {
         let Step::Done(pending, op, outcome) = step else { return };
+        failpoint::reach("blk.done");
         if outcome.is_ok() && matches!(op, Op::Write { .. }) && !driver_flushes(queue.features()) {
             return self.start(queue, pending, Op::Sync, io);
         }

@@ -31,6 +31,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use backends::device::{Queues, Source, Turn};
+use backends::failpoint;
 use backends::log::Gate;
 use backends::memory::Segment;
 use backends::queue::{Queue, Request};
@@ -116,6 +117,7 @@ impl Port {
             }
             match self.write_chains(flushed) {
                 Moved::Bytes(count) => {
+                    failpoint::reach("console.written");
                     self.outgoing.advance(usize::try_from(count).unwrap_or(usize::MAX), queue);
                     self.counts.to_host = self.counts.to_host.wrapping_add(u64::from(count));
                     moved = moved.saturating_add(u64::from(count));
@@ -195,6 +197,7 @@ impl Port {
                 written = written.saturating_add(count);
             }
         }
+        failpoint::reach("console.read");
         self.counts.to_guest = self.counts.to_guest.wrapping_add(u64::from(written));
         queue.count_bytes(u64::from(written));
         queue.complete(request, written);

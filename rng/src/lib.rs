@@ -13,6 +13,7 @@ pub mod source;
 use std::convert::Infallible;
 
 use backends::device::{Device, Handler, Io, Turn};
+use backends::failpoint;
 use backends::queue::{Queue, Request};
 use rustix::io::Errno;
 use source::Source;
@@ -64,7 +65,9 @@ impl Handler for Rng {
 
     fn process(&mut self, queue: &mut Queue, _io: &mut Io<'_, Infallible>) -> Turn {
         while let Some(request) = queue.next() {
-            match self.fill(&request) {
+            let filled = self.fill(&request);
+            failpoint::reach("rng.filled");
+            match filled {
                 0 => queue.abandon(request),
                 written => {
                     queue.count_bytes(u64::from(written));

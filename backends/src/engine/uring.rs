@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::slab::Slab;
 use super::{Buffers, Event, Interest, Op, Token};
+use crate::failpoint;
 use crate::memory::Segment;
 use crate::sys;
 
@@ -169,6 +170,9 @@ impl Uring {
             // Interrupted, or the completion queue must be emptied first: both end by looking.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(e) => return Err(e),
+        }
+        if slab.len() > 0 {
+            failpoint::reach("engine.submitted");
         }
         self.reap(slab, events);
         Ok(())

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 
 use crate::device::{Announcer, Device};
 use crate::engine::EngineKind;
+use crate::failpoint;
 use crate::log::Gate;
 use crate::memory::dirty::DirtyLog;
 use crate::memory::{Memory, guard};
@@ -282,8 +283,12 @@ impl<D: Device> Server<D> {
                 };
             }
         };
-        let answered = request.code().rule().answered;
-        match session.handle(request, fds, self) {
+        let code = request.code();
+        let answered = code.rule().answered;
+        failpoint::reach(format_args!("session.message.{code:?}.before"));
+        let handled = session.handle(request, fds, self);
+        failpoint::reach(format_args!("session.message.{code:?}.after"));
+        match handled {
             Ok(Some(reply)) => {
                 send(connection, header, &reply)?;
                 self.carry_state();

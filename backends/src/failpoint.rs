@@ -1,0 +1,93 @@
+//! Named points at which a test lets this process die, as if by `kill -9` at just that instruction.
+//!
+//! In: `OUTBOARD_FAILPOINTS="NAME=FILE[,NAME=FILE]..."` in the environment. [`reach`] of a NAME removes its FILE, and
+//! whoever succeeds in that kills its own process by SIGKILL. So one file is one death, at a moment the test chooses
+//! by making the file; a process that is started again passes the point; a name that is listed with three files is
+//! three deaths. FILE is a path without a comma.
+//!
+//! Names follow the data path:
+//!
+//! ```text
+//! queue.popped           taken from the ring, not marked in flight       ring.element_written   used, not published
+//! queue.marked           marked, not handed to the device                ring.published         marks not cleared yet
+//! blk.submitted          handed to the engine                            queue.cleared          nobody interrupted yet
+//! engine.submitted       io_uring: the kernel has it                     session.message.NAME.before
+//! blk.done               the host is done, the answer is not written     session.message.NAME.after   not answered yet
+//! rng.filled, console.written, console.read      as blk.done
+//! ```
+//! A release build has none of this: [`reach`] is empty there.
+
+use std::fmt::Display;
+
+/// Ends the process here if a test asked for it.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn reach(_name: impl Display) {}
+
+/// Ends the process here if a test asked for it.
+#[cfg(debug_assertions)]
+pub fn reach(name: impl Display) {
+    let points = asked::points();
+    if !points.is_empty() {
+        asked::reach(points, &name.to_string());
+    }
+}
+
+#[cfg(debug_assertions)]
+mod asked {
+    use std::path::PathBuf;
+    use std::sync::OnceLock;
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    /// A name and the file that stands for one death there.
+    #[derive(Debug, PartialEq, Eq)]
+    pub(super) struct Point {
+        pub(super) name: String,
+        pub(super) file: PathBuf,
+    }
+
+    /// What the environment asks for.
+    pub(super) fn points() -> &'static [Point] {
+        static POINTS: OnceLock<Vec<Point>> = OnceLock::new();
+        POINTS.get_or_init(|| parse(&std::env::var("OUTBOARD_FAILPOINTS").unwrap_or_default()))
+    }
+
+    /// Words without `=` name no file and are passed over.
+    pub(super) fn parse(text: &str) -> Vec<Point> {
+        let pairs = text.split(',').filter_map(|word| word.trim().split_once('='));
+        pairs.map(|(name, file)| Point { name: name.into(), file: file.into() }).collect()
+    }
+
+    pub(super) fn reach(points: &[Point], name: &str) {
+        let mut files = points.iter().filter(|point| point.name == name).map(|point| &point.file);
+        if files.any(|file| std::fs::remove_file(file).is_ok()) {
+            // It cannot fail for oneself, and does not return.
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
+    }
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use super::asked::{Point, parse, reach};
+
+    #[test]
+    fn names_and_files_are_told_apart() {
+        let point = |name: &str, file: &str| Point { name: name.into(), file: file.into() };
+        assert_eq!(
+            parse("a.b=/t/1,a.b=/t/2, c=d=e"),
+            [point("a.b", "/t/1"), point("a.b", "/t/2"), point("c", "d=e")]
+        );
+        assert_eq!(parse("").len() + parse("nothing").len(), 0);
+    }
+
+    #[test]
+    fn without_its_file_a_point_is_passed() {
+        reach(&parse("here=/nonexistent/file"), "here");
+        let here = std::env::temp_dir().join(format!("outboard-failpoint-{}", std::process::id()));
+        std::fs::write(&here, "").unwrap();
+        reach(&parse(&format!("there={}", here.display())), "here");
+        assert!(std::fs::remove_file(&here).is_ok(), "another point's file is left alone");
+    }
+}
