@@ -7,6 +7,7 @@
 //!  guest::{raw, raw_packed}     the same memory, lying
 //!  guest::memory                RAM in memfds             event, wait, random
 //!  dirty                        logs of written pages, and what was written
+//!  oracle                      what a disk may hold, whatever crashed
 //!  served, echo                 a device of the test's own, in its process
 //!  vmm, metal                   `outboard run` as a process, and the bare-metal guest it runs
 //!  liar                         a daemon whose answers are wrong
@@ -28,6 +29,7 @@ pub mod guest;
 pub mod liar;
 pub mod machine;
 pub mod metal;
+pub mod oracle;
 pub mod random;
 pub mod served;
 pub mod vmm;
