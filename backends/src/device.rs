@@ -8,10 +8,11 @@
 //! request's segments, open files, or end on anything that a guest, a front-end or a host call answers.
 
 use std::os::fd::{BorrowedFd, RawFd};
+use std::time::Instant;
 
 use rustix::io::Errno;
 
-use crate::engine::{Buffers, Engine, Interest, Op, Token};
+use crate::engine::{Alarm, Buffers, Engine, Interest, Op, Token};
 use crate::notify::Signal;
 use crate::proto::ProtocolFeatures;
 use crate::queue::Queue;
@@ -149,6 +150,11 @@ pub trait Handler {
         let _ = (source, queues, io);
     }
 
+    /// A timer has expired, and is not armed any more. Queues that can go on now are woken by [`Queue::wake`].
+    fn expired(&mut self, timer: Timer, queues: &mut Queues, io: &mut Io<'_, Self::Op>) {
+        let _ = (timer, queues, io);
+    }
+
     /// The queue stops: give back every request that is not in an operation. Those in operations are waited for.
     fn quiesce(&mut self, queue: &mut Queue) {
         let _ = queue;
@@ -158,6 +164,10 @@ pub trait Handler {
 /// Name that a handler gives to a descriptor it watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source(pub u16);
+
+/// Name that a handler gives to a timer: small numbers, a table is as long as the largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timer(pub u16);
 
 /// The engine as a handler sees it.
 pub struct Io<'a, T> {
@@ -193,6 +203,17 @@ impl<T: Buffers> Io<'_, T> {
     /// Ends a watch; call it before the descriptor is closed.
     pub fn unwatch(&mut self, fd: BorrowedFd<'_>, source: Source) {
         self.engine.unwatch(fd, Token(SOURCE_BASE | u32::from(source.0)));
+    }
+
+    /// Calls [`Handler::expired`] at this moment, once. A timer that is armed already is moved. The clock is the
+    /// monotonic one: setting the time of day changes nothing, and the time of a suspended host does not count.
+    pub fn arm(&mut self, timer: Timer, at: Instant) {
+        self.engine.arm(Alarm(timer.0.into()), at);
+    }
+
+    /// A timer is not wanted any more. It may have expired just before.
+    pub fn disarm(&mut self, timer: Timer) {
+        self.engine.disarm(Alarm(timer.0.into()));
     }
 }
 

@@ -3,7 +3,8 @@
 //! In: commands from the control thread (start a queue, stop it, another call eventfd). Out: served queues.
 //! A round of a worker is: pause until something happened; hand completions to the handler; give each queue
 //! that has something to do a bounded turn; publish and interrupt. A pause begins by looking at the rings for a
-//! while where that has paid lately ([`crate::pause`]); drivers are asked to notify only before sleeping. Promises: a queue that is
+//! while where that has paid lately ([`crate::pause`]); drivers are asked to notify only before sleeping. A timer ends
+//! a pause at its moment; a worker without one sleeps until something comes. Promises: a queue that is
 //! never empty leaves time for the others; a stopped queue's base is answered only when nothing of it is in
 //! flight and nothing will be written to its guest any more; an error of the host or the guest ends no
 //! worker. Refuses nothing: what is wrong was refused by the session before.
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::device::{Device, Handler, Io, Queues, SOURCE_BASE, Source, Tagged, Turn};
-use crate::engine::{Engine, EngineKind, Event, Interest, Token};
+use crate::device::{Device, Handler, Io, Queues, SOURCE_BASE, Source, Tagged, Timer, Turn};
+use crate::engine::{Alarm, Engine, EngineKind, Event, Interest, Token};
 use crate::notify::Signal;
 use crate::pause::Window;
 use crate::queue::Queue;
@@ -239,20 +240,25 @@ impl<H: Handler> Round<H> {
         !self.duties.iter().any(|duty| duty.due) && !self.queues.any_woken()
     }
 
-    /// Nothing is left to do: looks for more, then sleeps.
+    /// Nothing is left to do: looks for more, then sleeps, at most until the next timer.
     fn pause(&mut self) -> io::Result<()> {
-        let began = Instant::now();
-        if self.look(began) || self.queues.arm() {
+        let (began, deadline) = (Instant::now(), self.engine.deadline());
+        if self.look(began, deadline) || self.queues.arm() {
             return self.engine.wait(false);
         }
         self.engine.wait(true)?;
-        self.window.slept(began.elapsed());
+        // A pause that a timer ended says nothing of how soon work comes.
+        if deadline.is_none_or(|at| Instant::now() < at) {
+            self.window.slept(began.elapsed());
+        }
         Ok(())
     }
 
     /// Looks at rings and engine for as long as that pays. Whether there is something to do.
-    fn look(&mut self, began: Instant) -> bool {
-        while began.elapsed() < self.window.length() {
+    fn look(&mut self, began: Instant, deadline: Option<Instant>) -> bool {
+        let end = began + self.window.length();
+        let end = deadline.map_or(end, |at| at.min(end));
+        while Instant::now() < end {
             let Some(ready) = self.engine.is_ready() else { return false };
             if ready || self.queues.any_more() {
                 return true;
@@ -278,6 +284,7 @@ impl<H: Handler> Round<H> {
                     "Kick descriptor cannot be polled; the queue will not be served"
                 );
             }
+            Event::Expired(alarm) => self.on_expired(alarm),
             Event::Done(tagged, result) => self.on_done(tagged, result),
         }
     }
@@ -285,6 +292,11 @@ impl<H: Handler> Round<H> {
     fn on_source(&mut self, token: u32) {
         let source = Source((token & 0xffff).try_into().unwrap_or(u16::MAX));
         self.handler.ready(source, &mut self.queues, &mut Io { engine: &mut self.engine });
+    }
+
+    fn on_expired(&mut self, Alarm(number): Alarm) {
+        let timer = Timer(number.try_into().unwrap_or(u16::MAX));
+        self.handler.expired(timer, &mut self.queues, &mut Io { engine: &mut self.engine });
     }
 
     fn on_done(&mut self, tagged: Tagged<H::Op>, result: Result<u32, rustix::io::Errno>) {

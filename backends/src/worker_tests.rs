@@ -1,4 +1,5 @@
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::*;
@@ -196,4 +197,75 @@ fn a_worker_that_ended_by_itself_is_replaced() {
     assert_eq!(workers.stop(0, || true), None, "whoever waits for a broken worker is told");
     let guest = served(&mut workers, 0, 1);
     assert!(reaches(&guest, 1));
+}
+
+const PERIOD: Duration = Duration::from_millis(2);
+
+/// Completes requests only when its timer expires, one each time.
+#[derive(Clone, Default)]
+struct Clockwork(Arc<AtomicU64>);
+
+impl Device for Clockwork {
+    type Handler = Clockwork;
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queues(&self) -> u16 {
+        1
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn handler(&self) -> io::Result<Clockwork> {
+        Ok(self.clone())
+    }
+}
+
+impl Handler for Clockwork {
+    type Op = Infallible;
+
+    fn process(&mut self, _: &mut Queue, io: &mut Io<'_, Infallible>) -> Turn {
+        io.arm(Timer(3), Instant::now() + PERIOD);
+        Turn::Blocked
+    }
+
+    fn expired(&mut self, timer: Timer, queues: &mut Queues, io: &mut Io<'_, Infallible>) {
+        assert_eq!(timer, Timer(3));
+        self.0.fetch_add(1, Ordering::Relaxed);
+        let Some(queue) = queues.get(0) else { return };
+        queue.begin_turn();
+        if let Some(request) = queue.next() {
+            queue.complete(request, 8);
+            io.arm(Timer(3), Instant::now() + PERIOD);
+        }
+    }
+
+    fn complete(
+        &mut self,
+        _: &mut Queue,
+        op: Infallible,
+        _: Result<u32, rustix::io::Errno>,
+        _: &mut Io<'_, Infallible>,
+    ) {
+        match op {}
+    }
+}
+
+#[test]
+fn a_timer_of_a_handler_expires_once_each_time_it_is_armed() {
+    for engine in [EngineKind::IoUring, EngineKind::Epoll] {
+        let device = Clockwork::default();
+        let mut workers = Workers::new(Arc::new(device.clone()), engine);
+        let began = Instant::now();
+        let guest = served(&mut workers, 0, 8);
+        assert!(reaches(&guest, 8), "{engine:?}");
+        assert!(began.elapsed() >= PERIOD * 8, "{engine:?}: too soon");
+        assert_eq!(workers.stop(0, || true), Some(8), "{engine:?}");
+        // The one that found nothing armed no other.
+        assert!((8..=9).contains(&device.0.load(Ordering::Relaxed)), "{engine:?}");
+    }
 }

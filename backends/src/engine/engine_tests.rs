@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use std::time::{Duration, Instant};
+
 use super::*;
 use crate::testing::{GUEST_BASE, Guest, memfd};
 
@@ -189,5 +191,66 @@ fn streams_are_reported_when_they_become_readable_again() {
         }
         drop(theirs);
         assert!(matches!(next(&mut engine), Event::Ready(Token(2))), "{kind:?}: the end is an event too");
+    }
+}
+
+const SOON: Duration = Duration::from_millis(20);
+
+#[test]
+fn an_alarm_ends_a_wait_at_its_moment_and_not_before() {
+    for kind in KINDS {
+        let mut engine = Engine::<Owner>::new(kind).unwrap();
+        let began = Instant::now();
+        engine.arm(Alarm(4), began + SOON * 3);
+        engine.arm(Alarm(2), began + SOON);
+        engine.wait(false).unwrap();
+        assert!(engine.event().is_none(), "{kind:?}: only a look");
+        assert!(matches!(next(&mut engine), Event::Expired(Alarm(2))), "{kind:?}");
+        assert!(began.elapsed() >= SOON, "{kind:?}: too soon");
+        assert!(matches!(next(&mut engine), Event::Expired(Alarm(4))), "{kind:?}");
+        assert!(began.elapsed() >= SOON * 3, "{kind:?}: too soon");
+        assert_eq!(engine.deadline(), None);
+    }
+}
+
+#[test]
+fn an_alarm_is_moved_or_taken_back() {
+    for kind in KINDS {
+        let mut engine = Engine::<Owner>::new(kind).unwrap();
+        let began = Instant::now();
+        (1..4).for_each(|number| engine.arm(Alarm(number), began + SOON));
+        engine.arm(Alarm(1), began + SOON * 2);
+        engine.disarm(Alarm(2));
+        engine.disarm(Alarm(77));
+        assert!(matches!(next(&mut engine), Event::Expired(Alarm(3))), "{kind:?}");
+        assert!(matches!(next(&mut engine), Event::Expired(Alarm(1))), "{kind:?}");
+        assert!(began.elapsed() >= SOON * 2, "{kind:?}: it was moved");
+        assert_eq!(engine.deadline(), None, "{kind:?}: the other was taken back");
+    }
+}
+
+#[test]
+fn an_alarm_that_is_over_already_does_not_sleep() {
+    for kind in KINDS {
+        let mut engine = Engine::<Owner>::new(kind).unwrap();
+        engine.arm(Alarm(0), Instant::now());
+        engine.wait(true).unwrap();
+        assert!(matches!(engine.event(), Some(Event::Expired(Alarm(0)))), "{kind:?}");
+    }
+}
+
+#[test]
+fn other_events_come_while_an_alarm_is_armed() {
+    for kind in KINDS {
+        let guest = Guest::new(8, false);
+        let mut engine = Engine::new(kind).unwrap();
+        let bell = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        engine.watch(bell.as_fd(), Interest::Read, Token(5)).unwrap();
+        engine.arm(Alarm(0), Instant::now() + Duration::from_secs(3600));
+        rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
+        assert!(matches!(next(&mut engine), Event::Ready(Token(5))), "{kind:?}");
+        let file = file_of(b"0123");
+        engine.submit(file.as_raw_fd(), Op::Read { offset: 0 }, owner(&guest, 1, &[(0, 4)]));
+        assert!(matches!(next(&mut engine), Event::Done(Owner(1, _), Ok(4))), "{kind:?}");
     }
 }

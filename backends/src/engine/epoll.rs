@@ -5,42 +5,43 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
-use epoll::{ControlOptions, Events};
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 
-use super::{Event, Interest, Op, Token};
+use super::{Event, Interest, Nap, Op, Token};
 use crate::memory::Segment;
 use crate::sys;
 
+/// Events that one wait brings at most.
 const BATCH: usize = 64;
 
 /// One epoll instance.
 pub(crate) struct Epoll {
     fd: OwnedFd,
+    ready: Vec<epoll::Event>,
 }
 
 impl Epoll {
     pub(crate) fn new() -> io::Result<Epoll> {
-        let fd = epoll::create(true)?;
-        // SAFETY: `create` has just opened it, and nobody else knows it.
-        Ok(Epoll { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+        Ok(Epoll { fd: epoll::create(CreateFlags::CLOEXEC)?, ready: Vec::with_capacity(BATCH) })
     }
 
     pub(crate) fn watch(&mut self, fd: BorrowedFd<'_>, interest: Interest, token: Token) -> io::Result<()> {
         let events = match interest {
-            Interest::Read => Events::EPOLLIN,
-            Interest::Write => Events::EPOLLOUT,
-            Interest::Both => Events::EPOLLIN | Events::EPOLLOUT,
+            Interest::Read => EventFlags::IN,
+            Interest::Write => EventFlags::OUT,
+            Interest::Both => EventFlags::IN | EventFlags::OUT,
         };
-        let event = epoll::Event::new(events | Events::EPOLLET | Events::EPOLLRDHUP, u64::from(token.0));
-        epoll::ctl(self.fd.as_raw_fd(), ControlOptions::EPOLL_CTL_ADD, fd.as_raw_fd(), event)
+        let name = EventData::new_u64(u64::from(token.0));
+        Ok(epoll::add(&self.fd, fd, name, events | EventFlags::ET | EventFlags::RDHUP)?)
     }
 
     pub(crate) fn unwatch(&mut self, fd: BorrowedFd<'_>) {
-        let nothing = epoll::Event::new(Events::empty(), 0);
-        let _ = epoll::ctl(self.fd.as_raw_fd(), ControlOptions::EPOLL_CTL_DEL, fd.as_raw_fd(), nothing);
+        let _ = epoll::delete(&self.fd, fd);
     }
 
     pub(crate) fn perform(&mut self, fd: RawFd, op: Op, segments: &[Segment]) -> Result<u32, Errno> {
@@ -51,16 +52,21 @@ impl Epoll {
         }
     }
 
-    pub(crate) fn wait<T>(&mut self, sleep: bool, events: &mut VecDeque<Event<T>>) -> io::Result<()> {
-        let mut ready = [epoll::Event::new(Events::empty(), 0); BATCH];
-        let count = match epoll::wait(self.fd.as_raw_fd(), if sleep { -1 } else { 0 }, &mut ready) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
-            Err(error) => return Err(error),
+    pub(crate) fn wait<T>(&mut self, nap: Nap, events: &mut VecDeque<Event<T>>) -> io::Result<()> {
+        let limit = match nap {
+            Nap::None => Some(Timespec::default()),
+            // More than fits into the clock is for ever.
+            Nap::AtMost(time) => Timespec::try_from(time).ok(),
+            Nap::Endless => None,
         };
+        self.ready.clear();
+        match epoll::wait(&self.fd, spare_capacity(&mut self.ready), limit.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
         // The data of an entry is the token that `watch` put there.
-        #[allow(clippy::cast_possible_truncation)]
-        events.extend(ready.iter().take(count).map(|event| Event::Ready(Token(event.data as u32))));
+        let tokens = self.ready.iter().map(|event| u32::try_from(event.data.u64()).unwrap_or(u32::MAX));
+        events.extend(tokens.map(|token| Event::Ready(Token(token))));
         Ok(())
     }
 }

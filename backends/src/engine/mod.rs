@@ -5,6 +5,8 @@
 //! it while the host works, and gives both back in [`Event::Done`], failed or not, so that neither can be
 //! lost. Everything else works by readiness: [`Engine::watch`] reports each time a descriptor becomes ready
 //! (edges, not levels: eventfds never need to be read), and the handler does its own non-blocking calls.
+//! [`Engine::arm`] sets an alarm on the monotonic clock. The wait itself takes its time limit: alarms cost neither a
+//! descriptor nor a thread, and without one an idle thread sleeps for ever.
 //!
 //! Two implementations, one meaning: `uring` submits a batch with the system call that waits for the next,
 //! `epoll` does file I/O on the spot. Nothing is allocated per operation: owners live in a slab that grows to
@@ -16,14 +18,17 @@ pub mod epoll;
 pub mod uring;
 
 mod slab;
+mod timers;
 
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use crate::memory::Segment;
 use slab::Slab;
+use timers::Timers;
 
 /// What an operation works on: whatever owns the buffers.
 pub trait Buffers {
@@ -59,6 +64,10 @@ pub enum Op {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token(pub u32);
 
+/// Number of an alarm, chosen by whoever arms it. Small ones: a table is as long as the largest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alarm(pub u32);
+
 /// What readiness to watch for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
@@ -77,6 +86,8 @@ pub enum Event<T> {
     Ready(Token),
     /// A watched descriptor cannot be watched any more.
     Deaf(Token),
+    /// An alarm went off. It is not armed any more.
+    Expired(Alarm),
     /// An operation is over: its owner, and the bytes moved or why not.
     Done(T, Result<u32, Errno>),
 }
@@ -97,7 +108,16 @@ pub enum EngineKind {
 pub struct Engine<T> {
     inner: Inner,
     slab: Slab<T>,
+    timers: Timers,
     events: VecDeque<Event<T>>,
+}
+
+/// How long a wait may sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Nap {
+    None,
+    AtMost(Duration),
+    Endless,
 }
 
 // One a thread, for its whole life: a box would only add a hop to each call.
@@ -124,7 +144,7 @@ impl<T: Buffers> Engine<T> {
                 }
             },
         };
-        Ok(Engine { inner, slab: Slab::default(), events: VecDeque::new() })
+        Ok(Engine { inner, slab: Slab::default(), timers: Timers::default(), events: VecDeque::new() })
     }
 
     /// Reports each time `fd` becomes ready, until [`Engine::unwatch`]. It is reported once at the beginning if
@@ -163,15 +183,51 @@ impl<T: Buffers> Engine<T> {
         self.slab.len()
     }
 
+    /// Reports [`Event::Expired`] at this moment, once; an alarm that is armed already is moved.
+    pub fn arm(&mut self, alarm: Alarm, at: Instant) {
+        self.timers.arm(alarm, at);
+    }
+
+    /// An alarm is not wanted any more. If it went off already, its event may still come.
+    pub fn disarm(&mut self, alarm: Alarm) {
+        self.timers.disarm(alarm);
+    }
+
+    /// When the next alarm goes off.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
     /// Submits what waits to be, and sleeps until there is an event if `sleep`; otherwise only looks.
     ///
     /// # Errors
     /// The engine itself failed, and cannot be used any more.
     pub fn wait(&mut self, sleep: bool) -> std::io::Result<()> {
-        let sleep = sleep && self.events.is_empty();
+        let nap = if sleep && self.events.is_empty() { self.nap() } else { Nap::None };
         match &mut self.inner {
-            Inner::Uring(uring) => uring.wait(sleep, &mut self.slab, &mut self.events),
-            Inner::Epoll(epoll) => epoll.wait(sleep, &mut self.events),
+            Inner::Uring(uring) => uring.wait(nap, &mut self.slab, &mut self.events)?,
+            Inner::Epoll(epoll) => epoll.wait(nap, &mut self.events)?,
+        }
+        self.expire();
+        Ok(())
+    }
+
+    /// Until the next alarm.
+    fn nap(&self) -> Nap {
+        let Some(at) = self.deadline() else { return Nap::Endless };
+        match at.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Nap::None,
+            left => Nap::AtMost(left),
+        }
+    }
+
+    fn expire(&mut self) {
+        if self.deadline().is_none() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(alarm) = self.timers.expire(now) {
+            self.events.push_back(Event::Expired(alarm));
         }
     }
 

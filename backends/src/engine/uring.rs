@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
-use io_uring::types::{Fd, FsyncFlags};
+use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
 
 use super::slab::Slab;
-use super::{Buffers, Event, Interest, Op, Token};
+use super::{Buffers, Event, Interest, Nap, Op, Token};
 use crate::failpoint;
 use crate::memory::Segment;
 use crate::sys;
@@ -66,6 +66,12 @@ impl Uring {
             .setup_taskrun_flag()
             .build(ENTRIES)
             .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(ENTRIES))?;
+        if !ring.params().is_feature_ext_arg() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "its wait takes no time limit before Linux 5.11",
+            ));
+        }
         let (watches, lists, backlog) = (Vec::new(), Vec::new(), VecDeque::new());
         Ok(Uring { ring, watches, lists, backlog, generation: 0 })
     }
@@ -152,23 +158,28 @@ impl Uring {
 
     pub(crate) fn wait<T>(
         &mut self,
-        sleep: bool,
+        nap: Nap,
         slab: &mut Slab<T>,
         events: &mut VecDeque<Event<T>>,
     ) -> io::Result<()> {
         self.refill();
-        let ready = !self.ring.completion().is_empty();
+        let nap = if self.ring.completion().is_empty() { nap } else { Nap::None };
         let submissions = self.ring.submission();
-        if !sleep && submissions.is_empty() && !submissions.taskrun() && !submissions.cq_overflow() {
+        if nap == Nap::None && submissions.is_empty() && !submissions.taskrun() && !submissions.cq_overflow()
+        {
             drop(submissions);
             self.reap(slab, events);
             return Ok(());
         }
         drop(submissions);
-        match self.ring.submit_and_wait(usize::from(sleep && !ready)) {
+        match self.enter(nap) {
             Ok(_) => {}
-            // Interrupted, or the completion queue must be emptied first: both end by looking.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+            // Interrupted, the time is over, or the completion queue must be emptied first: all end by looking.
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)
+                ) => {}
             Err(e) => return Err(e),
         }
         if slab.len() > 0 {
@@ -176,6 +187,18 @@ impl Uring {
         }
         self.reap(slab, events);
         Ok(())
+    }
+
+    /// The system call. Its time limit is relative, on the monotonic clock.
+    fn enter(&self, nap: Nap) -> io::Result<usize> {
+        match nap {
+            Nap::None => self.ring.submit(),
+            Nap::Endless => self.ring.submit_and_wait(1),
+            Nap::AtMost(time) => {
+                let limit = Timespec::from(time);
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&limit))
+            }
+        }
     }
 
     fn reap<T>(&mut self, slab: &mut Slab<T>, events: &mut VecDeque<Event<T>>) {
@@ -210,7 +233,7 @@ impl Uring {
     pub(crate) fn drain<T>(&mut self, slab: &mut Slab<T>) {
         self.watches.clear();
         let mut events = VecDeque::new();
-        while slab.len() > 0 && self.wait(true, slab, &mut events).is_ok() {
+        while slab.len() > 0 && self.wait(Nap::Endless, slab, &mut events).is_ok() {
             events.clear();
         }
     }
