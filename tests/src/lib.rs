@@ -10,6 +10,7 @@
 //!  oracle                      what a disk may hold, whatever crashed
 //!  served, echo                 a device of the test's own, in its process
 //!  vmm, metal                   `outboard run` as a process, and the bare-metal guest it runs
+//!  kills                        a Linux guest that checks its I/O while what serves it is killed
 //!  liar                         a daemon whose answers are wrong
 //!  fuzz                         bodies of the fuzz targets
 //! ```
@@ -26,6 +27,7 @@ pub mod event;
 pub mod frontend;
 pub mod fuzz;
 pub mod guest;
+pub mod kills;
 pub mod liar;
 pub mod machine;
 pub mod metal;

@@ -52,6 +52,7 @@ pub struct Guest {
     script: String,
     cpus: u32,
     rings: &'static str,
+    reconnect: &'static str,
     devices: Vec<String>,
 }
 
@@ -60,7 +61,14 @@ impl Guest {
     /// powers off.
     pub fn new(modules: &[&str], script: &str) -> Self {
         let modules = modules.iter().map(|name| (*name).to_owned()).collect();
-        Self { modules, script: format!("{script}\npoweroff -f\n"), cpus: 1, rings: "", devices: Vec::new() }
+        Self {
+            modules,
+            script: format!("{script}\npoweroff -f\n"),
+            cpus: 1,
+            rings: "",
+            reconnect: "",
+            devices: Vec::new(),
+        }
     }
 
     /// Gives it `cpus` processors.
@@ -72,6 +80,12 @@ impl Guest {
     /// Offers packed rings with the devices added from now on.
     pub fn packed(mut self) -> Self {
         self.rings = ",packed=on";
+        self
+    }
+
+    /// Connects again, each second, to daemons that went, for the devices added from now on.
+    pub fn reconnecting(mut self) -> Self {
+        self.reconnect = ",reconnect=1";
         self
     }
 
@@ -87,7 +101,7 @@ impl Guest {
 
     fn device(mut self, socket: &Path, device: &str) -> Self {
         let id = format!("daemon{}", self.devices.len() / 4);
-        let chardev = format!("socket,id={id},path={}", socket.display());
+        let chardev = format!("socket,id={id},path={}{}", socket.display(), self.reconnect);
         let device = format!("{device},chardev={id}{}", self.rings);
         self.devices.extend(["-chardev".into(), chardev, "-device".into(), device]);
         self
