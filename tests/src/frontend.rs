@@ -7,7 +7,7 @@
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,9 +24,11 @@ use crate::guest::memory::Ram;
 use crate::guest::ring::Ring;
 use crate::wait;
 
+mod inflight;
 mod moving;
 mod wants;
 
+pub use inflight::Region;
 pub use wants::{F_EVENT_IDX, F_IN_ORDER, F_INDIRECT_DESC, F_RING_PACKED, F_VERSION_1, Memory, Wants};
 
 /// Most descriptors one raw message carries (the kernel allows 253).
@@ -381,12 +383,19 @@ impl Frontend {
     /// # Errors
     /// Connection lost or nonsense.
     pub fn receive(&mut self, code: Code) -> Result<Reply> {
+        let (header, reply, fds) = self.receive_with_fds(code)?;
+        let bytes = reply.payload().len();
+        if fds.is_empty() { Ok(reply) } else { Err(FrontendError::Nonsense { code, header, bytes }) }
+    }
+
+    fn receive_with_fds(&mut self, code: Code) -> Result<(Header, Reply, Vec<OwnedFd>)> {
         let frame = self.connection.recv(wait::deadline());
         let frame = frame.map_err(|source| FrontendError::Transport { code, source })?;
         let (header, bytes) = (frame.header, frame.payload.len());
         let fits = header.is_reply() && header.check().is_ok() && header.request == code as u32;
-        let reply = Reply::decode(code, &frame.payload).filter(|_| fits && frame.fds.is_empty());
-        reply.ok_or(FrontendError::Nonsense { code, header, bytes })
+        let reply = Reply::decode(code, &frame.payload).filter(|_| fits);
+        let reply = reply.ok_or(FrontendError::Nonsense { code, header, bytes })?;
+        Ok((header, reply, frame.fds))
     }
 
     /// Takes an answer that is one number, to a request the codec need not know.
