@@ -12,10 +12,11 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use crate::engine::{Alarm, Buffers, Engine, Interest, Op, Token};
+use crate::engine::{Buffers, Engine, Interest, Op, Token};
 use crate::notify::Signal;
 use crate::proto::ProtocolFeatures;
 use crate::queue::Queue;
+use crate::task::{Home, Sleeper, Tagged, Tasks};
 
 /// A kind of device, as the other side sees it.
 pub trait Device: Send + Sync + 'static {
@@ -136,7 +137,7 @@ pub trait Handler {
         io: &mut Io<'_, Self::Op>,
     );
 
-    /// The worker begins: a place to watch descriptors. They stay watched across sessions.
+    /// The worker begins: a place to watch descriptors and to make pools of tasks. Both stay across sessions.
     ///
     /// # Errors
     /// The host refuses; the worker then ends.
@@ -155,6 +156,11 @@ pub trait Handler {
         let _ = (timer, queues, io);
     }
 
+    /// A task has news ([`crate::task::TaskIo::tell`]). Queues that can go on now are woken by [`Queue::wake`].
+    fn told(&mut self, queues: &mut Queues, io: &mut Io<'_, Self::Op>) {
+        let _ = (queues, io);
+    }
+
     /// The queue stops: give back every request that is not in an operation. Those in operations are waited for.
     fn quiesce(&mut self, queue: &mut Queue) {
         let _ = queue;
@@ -169,27 +175,16 @@ pub struct Source(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timer(pub u16);
 
-/// The engine as a handler sees it.
+/// The engine and the tasks of its worker, as a handler sees them.
 pub struct Io<'a, T> {
     pub(crate) engine: &'a mut Engine<Tagged<T>>,
-}
-
-/// An operation's owner, and the queue its completion belongs to.
-pub(crate) struct Tagged<T> {
-    pub(crate) queue: u16,
-    pub(crate) op: T,
-}
-
-impl<T: Buffers> Buffers for Tagged<T> {
-    fn segments(&self) -> &[crate::memory::Segment] {
-        self.op.segments()
-    }
+    pub(crate) tasks: &'a mut Tasks<T>,
 }
 
 impl<T: Buffers> Io<'_, T> {
     /// Begins a file operation for a request of `queue`; [`Handler::complete`] gets `op` back.
     pub fn submit(&mut self, queue: &Queue, fd: RawFd, op: Op, owner: T) {
-        self.engine.submit(fd, op, Tagged { queue: queue.index(), op: owner });
+        self.engine.submit(fd, op, Tagged { home: Home::Queue(queue.index()), owner });
     }
 
     /// Calls [`Handler::ready`] each time the descriptor becomes ready, and once if it is.
@@ -208,12 +203,17 @@ impl<T: Buffers> Io<'_, T> {
     /// Calls [`Handler::expired`] at this moment, once. A timer that is armed already is moved. The clock is the
     /// monotonic one: setting the time of day changes nothing, and the time of a suspended host does not count.
     pub fn arm(&mut self, timer: Timer, at: Instant) {
-        self.engine.arm(Alarm(timer.0.into()), at);
+        self.engine.arm(Sleeper::Handler(timer.0).alarm(), at);
     }
 
     /// A timer is not wanted any more. It may have expired just before.
     pub fn disarm(&mut self, timer: Timer) {
-        self.engine.disarm(Alarm(timer.0.into()));
+        self.engine.disarm(Sleeper::Handler(timer.0).alarm());
+    }
+
+    /// The tasks of this worker: a place for stories that are longer than a request.
+    pub fn tasks(&mut self) -> &mut Tasks<T> {
+        self.tasks
     }
 }
 

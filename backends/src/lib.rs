@@ -7,8 +7,8 @@
 //! ```
 //! Three verbs carry each of them: [`queue::Queue::next`], [`queue::Queue::complete`] and
 //! [`queue::Queue::abandon`]. Beside the data path, [`proto`] speaks vhost-user, [`session`] decides what a
-//! message means, [`server`] carries it out, [`worker`] runs the queues, and [`daemon`] is the way from the
-//! command line to all that. A daemon adds a [`device::Device`] and a [`device::Handler`]; `README.md` of this
+//! message means, [`server`] carries it out, [`worker`] runs the queues and, beside them, [`task`]s, and [`daemon`] is
+//! the way from the command line to all that. A daemon adds a [`device::Device`] and a [`device::Handler`]; `README.md` of this
 //! crate builds one.
 //!
 //! `unsafe` lives in `memory`, `sys` and `engine` only.
@@ -35,6 +35,7 @@ pub mod server;
 pub mod session;
 pub mod stats;
 pub mod sys;
+pub mod task;
 pub mod worker;
 
 #[cfg(test)]

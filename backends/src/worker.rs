@@ -1,8 +1,8 @@
 //! Worker threads: one engine, one handler, the queues they serve.
 //!
 //! In: commands from the control thread (start a queue, stop it, another call eventfd). Out: served queues.
-//! A round of a worker is: pause until something happened; hand completions to the handler; give each queue
-//! that has something to do a bounded turn; publish and interrupt. A pause begins by looking at the rings for a
+//! A round of a worker is: pause until something happened; hand completions to the handler; run the tasks for which
+//! something happened; give each queue that has something to do a bounded turn; publish and interrupt. A pause begins by looking at the rings for a
 //! while where that has paid lately ([`crate::pause`]); drivers are asked to notify only before sleeping. A timer ends
 //! a pause at its moment; a worker without one sleeps until something comes. Promises: a queue that is
 //! never empty leaves time for the others; a stopped queue's base is answered only when nothing of it is in
@@ -18,12 +18,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::device::{Device, Handler, Io, Queues, SOURCE_BASE, Source, Tagged, Timer, Turn};
+use crate::device::{Device, Handler, Io, Queues, SOURCE_BASE, Source, Timer, Turn};
 use crate::engine::{Alarm, Engine, EngineKind, Event, Interest, Token};
 use crate::notify::Signal;
 use crate::pause::Window;
 use crate::queue::Queue;
 use crate::sys;
+use crate::task::{self, Home, Sleeper, Tagged, Tasks};
 
 /// Token of the mailbox; kicks have the queue's number.
 const MAILBOX: Token = Token(1 << 30);
@@ -173,6 +174,7 @@ impl Worker {
 /// What a worker thread has in hand.
 struct Round<H: Handler> {
     handler: H,
+    tasks: Tasks<H::Op>,
     engine: Engine<Tagged<H::Op>>,
     queues: Queues,
     /// By queue number, beside `queues`.
@@ -205,10 +207,12 @@ impl<H: Handler> Round<H> {
         let mut engine = Engine::new(kind)?;
         engine.watch(bell.as_fd(), Interest::Read, MAILBOX)?;
         let mut handler = device.handler()?;
-        handler.start(&mut Io { engine: &mut engine })?;
+        let mut tasks = Tasks::default();
+        handler.start(&mut Io { engine: &mut engine, tasks: &mut tasks })?;
         let queues = Queues::default();
         Ok(Round {
             handler,
+            tasks,
             engine,
             queues,
             duties: Vec::new(),
@@ -229,6 +233,7 @@ impl<H: Handler> Round<H> {
             while let Some(event) = self.engine.event() {
                 self.on_event(event);
             }
+            self.run_tasks();
             for index in 0..self.duties.len() {
                 self.serve(index);
             }
@@ -237,7 +242,17 @@ impl<H: Handler> Round<H> {
     }
 
     fn is_idle(&self) -> bool {
-        !self.duties.iter().any(|duty| duty.due) && !self.queues.any_woken()
+        !self.duties.iter().any(|duty| duty.due) && !self.queues.any_woken() && !self.tasks.are_due()
+    }
+
+    fn run_tasks(&mut self) {
+        if self.tasks.are_due() {
+            self.tasks.run(&mut self.engine);
+        }
+        if self.tasks.take_news() {
+            let mut io = Io { engine: &mut self.engine, tasks: &mut self.tasks };
+            self.handler.told(&mut self.queues, &mut io);
+        }
     }
 
     /// Nothing is left to do: looks for more, then sleeps, at most until the next timer.
@@ -272,12 +287,14 @@ impl<H: Handler> Round<H> {
         match event {
             Event::Ready(MAILBOX) => self.read_mail(),
             Event::Ready(Token(token)) if token & SOURCE_BASE != 0 => self.on_source(token),
+            Event::Ready(token) if task::owns(token) => self.tasks.on_ready(token, true),
             Event::Ready(Token(token)) => {
                 if let Some(duty) = self.duties.get_mut(token as usize) {
                     duty.due = true;
                 }
             }
             Event::Deaf(Token(token)) if token & SOURCE_BASE != 0 => self.on_source(token),
+            Event::Deaf(token) if task::owns(token) => self.tasks.on_ready(token, false),
             Event::Deaf(Token(token)) => {
                 tracing::warn!(
                     queue = token,
@@ -291,18 +308,31 @@ impl<H: Handler> Round<H> {
 
     fn on_source(&mut self, token: u32) {
         let source = Source((token & 0xffff).try_into().unwrap_or(u16::MAX));
-        self.handler.ready(source, &mut self.queues, &mut Io { engine: &mut self.engine });
+        self.handler.ready(
+            source,
+            &mut self.queues,
+            &mut Io { engine: &mut self.engine, tasks: &mut self.tasks },
+        );
     }
 
-    fn on_expired(&mut self, Alarm(number): Alarm) {
-        let timer = Timer(number.try_into().unwrap_or(u16::MAX));
-        self.handler.expired(timer, &mut self.queues, &mut Io { engine: &mut self.engine });
+    fn on_expired(&mut self, alarm: Alarm) {
+        let timer = match Sleeper::of(alarm) {
+            Sleeper::Handler(number) => Timer(number),
+            Sleeper::Task(key) => return self.tasks.on_expired(key),
+        };
+        let mut io = Io { engine: &mut self.engine, tasks: &mut self.tasks };
+        self.handler.expired(timer, &mut self.queues, &mut io);
     }
 
-    fn on_done(&mut self, tagged: Tagged<H::Op>, result: Result<u32, rustix::io::Errno>) {
+    fn on_done(&mut self, Tagged { home, owner }: Tagged<H::Op>, result: Result<u32, rustix::io::Errno>) {
+        let index = match home {
+            Home::Queue(index) => index,
+            Home::Task(key, _) => return self.tasks.on_done(key, owner, result),
+        };
         // A queue stays until nothing of it is in flight, so it is there.
-        if let Some(queue) = self.queues.get(tagged.queue) {
-            self.handler.complete(queue, tagged.op, result, &mut Io { engine: &mut self.engine });
+        if let Some(queue) = self.queues.get(index) {
+            let mut io = Io { engine: &mut self.engine, tasks: &mut self.tasks };
+            self.handler.complete(queue, owner, result, &mut io);
         }
     }
 
@@ -367,7 +397,8 @@ impl<H: Handler> Round<H> {
         let due = std::mem::take(&mut duty.due) | queue.take_woken() | queue.has_more();
         if due && duty.stopping.is_none() && queue.broken().is_none() {
             queue.begin_turn();
-            let turn = self.handler.process(queue, &mut Io { engine: &mut self.engine });
+            let turn =
+                self.handler.process(queue, &mut Io { engine: &mut self.engine, tasks: &mut self.tasks });
             queue.flush();
             duty.due = queue.end_turn(turn == Turn::Drained);
         } else {

@@ -269,3 +269,95 @@ fn a_timer_of_a_handler_expires_once_each_time_it_is_armed() {
         assert!((8..=9).contains(&device.0.load(Ordering::Relaxed)), "{engine:?}");
     }
 }
+
+/// A task lets the queue go on, one request after each of its sleeps; it is dropped with its worker.
+#[derive(Clone, Default)]
+struct Storyteller {
+    steps: Arc<AtomicU64>,
+    ends: Arc<AtomicU64>,
+}
+
+struct End(Arc<AtomicU64>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Device for Storyteller {
+    type Handler = Storyteller;
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queues(&self) -> u16 {
+        1
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn handler(&self) -> io::Result<Storyteller> {
+        Ok(self.clone())
+    }
+}
+
+impl Handler for Storyteller {
+    type Op = Infallible;
+
+    fn start(&mut self, io: &mut Io<'_, Infallible>) -> io::Result<()> {
+        let (task_io, Storyteller { steps, ends }) = (io.tasks().io(), self.clone());
+        let spawner = io.tasks().pool(1, move |()| {
+            let (io, steps, end) = (task_io.clone(), Arc::clone(&steps), End(Arc::clone(&ends)));
+            async move {
+                let _end = end;
+                loop {
+                    io.sleep(PERIOD).await;
+                    steps.fetch_add(1, Ordering::Relaxed);
+                    io.tell();
+                }
+            }
+        });
+        spawner.spawn(()).map_err(|()| io::Error::other("no slot"))
+    }
+
+    fn told(&mut self, queues: &mut Queues, _: &mut Io<'_, Infallible>) {
+        let Some(queue) = queues.get(0) else { return };
+        queue.begin_turn();
+        if let Some(request) = queue.next() {
+            queue.complete(request, 8);
+        }
+    }
+
+    fn process(&mut self, _: &mut Queue, _: &mut Io<'_, Infallible>) -> Turn {
+        Turn::Blocked
+    }
+
+    fn complete(
+        &mut self,
+        _: &mut Queue,
+        op: Infallible,
+        _: Result<u32, rustix::io::Errno>,
+        _: &mut Io<'_, Infallible>,
+    ) {
+        match op {}
+    }
+}
+
+#[test]
+fn a_task_tells_its_handler_and_ends_with_its_worker() {
+    for engine in [EngineKind::IoUring, EngineKind::Epoll] {
+        let device = Storyteller::default();
+        let mut workers = Workers::new(Arc::new(device.clone()), engine);
+        let guest = served(&mut workers, 0, 8);
+        assert!(reaches(&guest, 8), "{engine:?}");
+        assert!(device.steps.load(Ordering::Relaxed) >= 8);
+        assert_eq!(workers.stop(0, || true), Some(8), "{engine:?}");
+        assert_eq!(device.ends.load(Ordering::Relaxed), 0, "{engine:?}: it goes on without queues");
+        drop(workers);
+        assert_eq!(device.ends.load(Ordering::Relaxed), 1, "{engine:?}");
+    }
+}

@@ -17,7 +17,7 @@
 pub mod epoll;
 pub mod uring;
 
-mod slab;
+pub(crate) mod slab;
 mod timers;
 
 use std::collections::VecDeque;

@@ -1,4 +1,4 @@
-//! Owners of operations in flight, by number. Grows to the most that ever were in flight, and stays.
+//! Things in flight, by number: operations, waits. Grows to the most that ever were, and stays.
 
 /// A vector with holes that remembers its holes.
 #[derive(Debug)]
@@ -22,6 +22,11 @@ impl<T> Slab<T> {
             u32::try_from(self.entries.len() - 1).unwrap_or(u32::MAX)
         });
         (key, self.entries[key as usize].insert(value))
+    }
+
+    /// The value with this number.
+    pub(crate) fn get_mut(&mut self, key: u32) -> Option<&mut T> {
+        self.entries.get_mut(key as usize)?.as_mut()
     }
 
     /// Gives the value back.
