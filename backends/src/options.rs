@@ -7,7 +7,7 @@
 //! daemon already (exit code 4).
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -139,7 +139,8 @@ fn bind(path: &Path) -> Result<UnixListener, PathProblem> {
     UnixListener::bind(path).map_err(PathProblem::Bind)
 }
 
-/// A connection is tried without waiting: a listener whose backlog is full is one too.
+/// A connection is tried without waiting: a listener whose backlog is full is one too. One whose process is gone is
+/// none: after a kill io_uring holds its socket for some milliseconds.
 fn somebody_listens(path: &Path) -> bool {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (Ok(socket), Ok(address)) =
@@ -147,7 +148,10 @@ fn somebody_listens(path: &Path) -> bool {
     else {
         return false;
     };
-    matches!(connect(&socket, &address), Ok(()) | Err(Errno::AGAIN))
+    match connect(&socket, &address) {
+        Ok(()) => !crate::sys::peer_is_gone(socket.as_fd()),
+        Err(errno) => errno == Errno::AGAIN,
+    }
 }
 
 fn from_fd(fd: RawFd) -> Result<Endpoint, SocketError> {

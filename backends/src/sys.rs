@@ -10,6 +10,7 @@ use std::sync::Once;
 use std::thread::JoinHandle;
 
 use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use crate::memory::Segment;
 
@@ -108,6 +109,19 @@ pub fn adopt_fd(fd: RawFd) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)?;
     // SAFETY: it is open, and a descriptor named on the command line or by systemd is nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether the process that made the other end of a connected unix socket has ended; of one that listened, the one that
+/// listened. One of another process namespace cannot be seen, and counts as alive.
+pub fn peer_is_gone(fd: BorrowedFd<'_>) -> bool {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let Ok(mut bytes) = libc::socklen_t::try_from(size_of::<libc::ucred>()) else { return false };
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    // SAFETY: the kernel writes at most `bytes` to the structure, which outlives the call.
+    let told =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, (&raw mut peer).cast(), &raw mut bytes) };
+    let peer = Pid::from_raw(peer.pid).filter(|_| told == 0);
+    peer.is_some_and(|peer| test_kill_process(peer) == Err(Errno::SRCH))
 }
 
 /// Frees a thread from a system call that waits: the call fails with `EINTR`. Does nothing to a thread that is not

@@ -14,6 +14,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use backends::daemon::Failure;
 use backends::engine::Op;
@@ -23,6 +25,10 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::storage::{Host, Job, Owner, Step, Storage};
+
+/// How long another process may keep its lock on the image before that counts as being in use, and how often we look.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// How to open an image.
 #[derive(Clone, Debug)]
@@ -235,11 +241,17 @@ fn direct_alignment(fd: &OwnedFd) -> Option<u32> {
     Some(stat.stx_dio_offset_align).filter(|align| *align > 0)
 }
 
+/// Locks the image. One that was killed holds its lock until the kernel has finished its last I/O, some milliseconds
+/// after its end: that is waited for, so that nothing of it reaches the image behind our back.
 fn lock(fd: &OwnedFd, exclusive: bool) -> Result<(), Problem> {
-    sys::lock_file(fd.as_fd(), exclusive).map_err(|errno| match errno {
-        Errno::AGAIN | Errno::ACCESS => Problem::InUse,
-        _ => Problem::Lock(errno.into()),
-    })
+    let since = Instant::now();
+    loop {
+        match sys::lock_file(fd.as_fd(), exclusive) {
+            Err(Errno::AGAIN | Errno::ACCESS) if since.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PAUSE),
+            Err(Errno::AGAIN | Errno::ACCESS) => return Err(Problem::InUse),
+            locked => return locked.map_err(|errno| Problem::Lock(errno.into())),
+        }
+    }
 }
 
 #[cfg(test)]
