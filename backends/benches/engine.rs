@@ -1,28 +1,25 @@
 //! What a layer of the engine costs: 4 KiB reads of a file in the page cache, 128 in flight, one thread.
 //!
 //! Variants, run in turn each round: `raw` is a bare io_uring loop, the least there can be; `uring` and
-//! `epoll` are the two engines of this crate; `async` is a thin single-threaded executor over the same ring,
-//! with preallocated task slots and no box, lock or reference count per request, to see what handlers written
-//! as async functions would cost (docs/decisions/0001). Output: one JSON object a line and variant and round.
+//! `epoll` are the two engines of this crate; `async` is the `uring` one under this crate's tasks, one for each request
+//! in flight (docs/decisions/0001). Output: one JSON object a line and variant and round.
 //!
 //! `cargo bench -p backends --bench engine -- [ROUNDS] [MEBIBYTES]`
 
 // Slots are numbers below 128 that the ring carries as 64 bits.
 #![allow(clippy::cast_possible_truncation)]
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::Cell;
 use std::fs::File;
-use std::future::Future;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
-use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::rc::Rc;
 use std::time::Instant;
 
 use backends::engine::{Buffers, Engine, EngineKind, Event, Op};
 use backends::memory::{Memory, Segment};
 use backends::proto::MemoryRegion;
+use backends::task::{Home, Tagged, TaskIo, Tasks};
 use io_uring::{IoUring, opcode, types::Fd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::time::{ClockId, clock_gettime};
@@ -100,8 +97,12 @@ impl Disk {
 
     /// Offset of request `number`: scattered, the same in every variant.
     fn offset(&self, number: u64) -> u64 {
-        number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % self.blocks * u64::from(BLOCK)
+        offset(number, self.blocks)
     }
+}
+
+fn offset(number: u64, blocks: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % blocks * u64::from(BLOCK)
 }
 
 struct Slot(Segment);
@@ -191,63 +192,53 @@ fn raw(disk: &Disk) {
     }
 }
 
-/// A single-threaded executor: a task a slot, woken by its completion, no waker of its own.
-struct Executor<'a> {
-    disk: &'a Disk,
-    ring: RefCell<IoUring>,
-    results: Vec<Cell<Option<i32>>>,
+/// Reads one block after the other into one slot.
+async fn reader(io: TaskIo<Slot>, file: Rc<OwnedFd>, disk: Rc<Counts>, buffer: Segment) {
+    let mut slot = Slot(buffer);
+    while let Some(offset) = disk.next() {
+        let (back, result) = io.submit(&file, Op::Read { offset }, slot).await;
+        assert_eq!(result, Ok(BLOCK));
+        disk.done.set(disk.done.get() + 1);
+        slot = back;
+    }
+}
+
+/// What the readers share.
+struct Counts {
+    blocks: u64,
     begun: Cell<u64>,
     done: Cell<u64>,
 }
 
-/// Resolves when the completion of its slot has come.
-struct Read<'a>(&'a Executor<'a>, usize);
-
-impl Future for Read<'_> {
-    type Output = i32;
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<i32> {
-        self.0.results[self.1].take().map_or(Poll::Pending, Poll::Ready)
-    }
-}
-
-impl Executor<'_> {
-    fn read(&self, slot: u32, number: u64) -> Read<'_> {
-        push(&mut self.ring.borrow_mut(), &read_entry(self.disk, slot, number));
-        Read(self, slot as usize)
-    }
-
-    async fn reader(&self, slot: u32) {
-        loop {
-            let number = self.begun.get();
-            if number >= REQUESTS {
-                return;
-            }
-            self.begun.set(number + 1);
-            assert_eq!(self.read(slot, number).await, BLOCK as i32);
-            self.done.set(self.done.get() + 1);
-        }
+impl Counts {
+    /// Offset of the next request.
+    fn next(&self) -> Option<u64> {
+        let number = self.begun.get();
+        self.begun.set(number + 1);
+        (number < REQUESTS).then(|| offset(number, self.blocks))
     }
 }
 
 fn tasks(disk: &Disk) {
-    let results = (0..DEPTH).map(|_| Cell::new(None)).collect();
-    let ring = RefCell::new(ring());
-    let executor = Executor { disk, ring, results, begun: Cell::new(0), done: Cell::new(0) };
-    let mut slots: Vec<_> = (0..DEPTH).map(|slot| Box::pin(executor.reader(slot))).collect();
-    let mut context = Context::from_waker(Waker::noop());
-    let mut ready: VecDeque<usize> = (0..slots.len()).collect();
-    while executor.done.get() < REQUESTS {
-        while let Some(slot) = ready.pop_front() {
-            if slots[slot].as_mut().poll(&mut context).is_ready() && executor.done.get() >= REQUESTS {
-                return;
-            }
+    let mut engine = Engine::new(EngineKind::IoUring).expect("an engine");
+    let mut tasks = Tasks::default();
+    let counts = Rc::new(Counts { blocks: disk.blocks, begun: Cell::new(0), done: Cell::new(0) });
+    let file = Rc::new(OwnedFd::from(disk.file.try_clone().expect("a descriptor")));
+    let (io, shared) = (tasks.io(), Rc::clone(&counts));
+    let story = move |buffer| reader(io.clone(), Rc::clone(&file), Rc::clone(&shared), buffer);
+    let spawner = tasks.pool(DEPTH as usize, story);
+    for slot in 0..DEPTH {
+        assert!(spawner.spawn(disk.buffer(slot)).is_ok());
+    }
+    loop {
+        tasks.run(&mut engine);
+        if counts.done.get() >= REQUESTS {
+            return;
         }
-        let mut ring = executor.ring.borrow_mut();
-        ring.submit_and_wait(1).expect("completions");
-        for entry in ring.completion() {
-            let slot = entry.user_data() as usize;
-            executor.results[slot].set(Some(entry.result()));
-            ready.push_back(slot);
+        engine.wait(true).expect("the engine waits");
+        while let Some(event) = engine.event() {
+            let Event::Done(Tagged { home: Home::Task(key, _), owner }, result) = event else { continue };
+            tasks.on_done(key, owner, result);
         }
     }
 }
