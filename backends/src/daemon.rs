@@ -126,7 +126,11 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
     let endpoint = line.common.endpoint()?;
     let _path = line.common.socket_path.clone().map(Unlink::new);
     let common = &line.common;
-    let settings = Settings { engine: common.engine, require_sealed_memory: common.require_sealed_memory };
+    let settings = Settings {
+        engine: common.engine,
+        cpus: common.cpus.clone().unwrap_or_default(),
+        require_sealed_memory: common.require_sealed_memory,
+    };
     let mut server = Server::new(device, settings).map_err(Failure::host)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     tracing::info!("Listening");

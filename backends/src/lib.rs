@@ -16,6 +16,7 @@
 #![deny(missing_docs)]
 
 pub mod chain;
+pub mod cpus;
 pub mod cursor;
 pub mod daemon;
 pub mod descriptor;

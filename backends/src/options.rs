@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use thiserror::Error;
 
+use crate::cpus::CpuList;
 use crate::engine::EngineKind;
 use crate::server::Endpoint;
 
@@ -42,6 +43,10 @@ pub struct Common {
     /// How to wait for and do I/O
     #[arg(long, value_enum, value_name = "KIND", default_value_t)]
     pub engine: EngineKind,
+
+    /// Run the daemon's workers on these CPUs, one on each in turn, like 0-2,5
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<CpuList>,
 
     /// Refuse guest memory that the front-end could cut short (memfd without F_SEAL_SHRINK, hugetlbfs)
     #[arg(long)]

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::cpus::CpuList;
 use crate::device::{Device, Handler, Io, Queues, SOURCE_BASE, Source, Timer, Turn};
 use crate::engine::{Alarm, Engine, EngineKind, Event, Interest, Token};
 use crate::notify::Signal;
@@ -49,6 +50,7 @@ enum Command {
 pub struct Workers<D: Device> {
     device: Arc<D>,
     engine: EngineKind,
+    cpus: CpuList,
     threads: Vec<Worker>,
 }
 
@@ -62,8 +64,8 @@ struct Worker {
 
 impl<D: Device> Workers<D> {
     /// No worker yet.
-    pub fn new(device: Arc<D>, engine: EngineKind) -> Workers<D> {
-        Workers { device, engine, threads: Vec::new() }
+    pub fn new(device: Arc<D>, engine: EngineKind, cpus: CpuList) -> Workers<D> {
+        Workers { device, engine, cpus, threads: Vec::new() }
     }
 
     /// Serves `queue`, kicked by `kick`.
@@ -86,7 +88,7 @@ impl<D: Device> Workers<D> {
     }
 
     fn spawn(&self, number: usize) -> io::Result<Worker> {
-        Worker::spawn(Arc::clone(&self.device), self.engine, number)
+        Worker::spawn(Arc::clone(&self.device), self.engine, self.cpus.clone(), number)
     }
 
     /// Stops a queue: no new request is taken, what is in flight is waited for as long as `go_on` says so, which is
@@ -128,7 +130,12 @@ impl<D: Device> Drop for Workers<D> {
 }
 
 impl Worker {
-    fn spawn<D: Device>(device: Arc<D>, kind: EngineKind, number: usize) -> io::Result<Worker> {
+    fn spawn<D: Device>(
+        device: Arc<D>,
+        kind: EngineKind,
+        cpus: CpuList,
+        number: usize,
+    ) -> io::Result<Worker> {
         let (commands, inbox) = channel();
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let heard = bell.try_clone()?;
@@ -137,7 +144,7 @@ impl Worker {
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             // Goes with the thread, however that ends.
             let _end = end;
-            match Round::new(&*device, kind, inbox, heard) {
+            match cpus.pin(number).and_then(|()| Round::new(&*device, kind, inbox, heard)) {
                 Ok(mut round) => {
                     let _ = ready.send(Ok(()));
                     round.run();

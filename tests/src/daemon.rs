@@ -318,6 +318,24 @@ impl Daemon {
         }
     }
 
+    /// Its worker threads by name, and the CPUs they may run on (Cpus_allowed_list of proc(5)), sorted.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn worker_cpus(&self) -> Vec<(String, String)> {
+        let tasks =
+            fs::read_dir(self.proc("task")).unwrap_or_else(|e| panic!("process {} is gone: {e}", self.pid()));
+        let statuses = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
+        let field = |status: &str, name: &str| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name));
+            value.unwrap_or_default().trim().to_owned()
+        };
+        let all = statuses.map(|status| (field(&status, "Name:"), field(&status, "Cpus_allowed_list:")));
+        let mut workers: Vec<_> = all.filter(|(name, _)| name.starts_with("worker-")).collect();
+        workers.sort();
+        workers
+    }
+
     /// CPU time it has used, in clock ticks (hundredths of a second).
     ///
     /// # Panics

@@ -7,7 +7,7 @@ use tests::daemon::{Exit, Launch};
 use tests::frontend::{Frontend, Wants};
 use tests::guest::memory::Ram;
 use tests::guest::rng::Rng;
-use tests::machine::{RAM_BYTES, RNG};
+use tests::machine::{BLK, RAM_BYTES, RNG};
 
 fn launch() -> Launch {
     Launch::new("outboard-rng")
@@ -55,6 +55,54 @@ fn an_unknown_option_is_told() {
     assert_refused(&run(&["--no-such-thing"]), 2, &["--no-such-thing"]);
     assert_refused(&run(&["--engine", "steam", "--fd", "3"]), 2, &["--engine", "steam", "io-uring"]);
     assert_refused(&run(&["--fd", "x"]), 2, &["--fd", "x"]);
+}
+
+#[test]
+fn cpus_that_make_no_sense_are_told() {
+    for (list, words) in [
+        ("1-x", ["`1-x`", "like 0-2,5"]),
+        ("2-1", ["`2-1`", "like 0-2,5"]),
+        ("0,999", ["no CPU 999", "it has 0"]),
+    ] {
+        let exit = run(&["--fd", "3", "--cpus", list]);
+        assert_refused(&exit, 2, &["--cpus", list, words[0], words[1]]);
+    }
+}
+
+#[test]
+fn a_cpu_that_is_not_allowed_is_told() {
+    let confined = |cpu: &str, list: &str| {
+        let rng = tests::daemon::binary("outboard-rng").display().to_string();
+        Launch::of("taskset").args(["-c", cpu, &rng, "--fd", "99", "--cpus", list].map(str::to_owned)).run()
+    };
+    let allowed = allowed_cpus();
+    let [first, .., last] = allowed.as_slice() else { return };
+    let (first, last) = (first.to_string(), last.to_string());
+    let cure = format!("use {first},");
+    assert_refused(&confined(&first, &last), 2, &["--cpus", &last, "not allowed", &cure]);
+    // What is allowed is not what is wrong with this one.
+    assert_refused(&confined(&first, &first), 2, &["--fd 99"]);
+}
+
+/// CPUs that this process may use.
+fn allowed_cpus() -> Vec<usize> {
+    let set = rustix::thread::sched_getaffinity(None).unwrap();
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect()
+}
+
+#[test]
+fn workers_run_on_the_cpus_of_the_list() {
+    let mut cpus: Vec<String> = allowed_cpus().iter().rev().take(2).map(ToString::to_string).collect();
+    let launch = BLK.launch().args(["--cpus".to_owned(), cpus.join(",")]);
+    let mut machine = BLK.boot_with(launch, &Ram::new(RAM_BYTES), BLK.wants());
+    let _rings = [0, 1].map(|index| machine.frontend.start_new(index, 16).unwrap());
+    if cpus.len() == 1 {
+        cpus.push(cpus[0].clone());
+    }
+    let expected = [("worker-0".to_owned(), cpus[0].clone()), ("worker-1".to_owned(), cpus[1].clone())];
+    let workers = machine.daemon.worker_cpus();
+    assert_eq!(workers, expected[..workers.len()]);
+    assert_eq!(workers.len(), allowed_cpus().len().min(2));
 }
 
 #[test]

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
+use crate::cpus::CpuList;
 use crate::device::{Announcer, Device};
 use crate::engine::EngineKind;
 use crate::failpoint;
@@ -70,10 +71,12 @@ pub enum Endpoint {
 }
 
 /// How a server serves.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// How workers wait and do I/O.
     pub engine: EngineKind,
+    /// Where workers run.
+    pub cpus: CpuList,
     /// Refuse memory whose file can be cut short.
     pub require_sealed_memory: bool,
 }
@@ -140,7 +143,7 @@ impl<D: Device> Server<D> {
     pub fn new(device: D, settings: Settings) -> io::Result<Server<D>> {
         let device = Arc::new(device);
         let stats = (0..device.queues()).map(|_| Arc::default()).collect();
-        let workers = Workers::new(Arc::clone(&device), settings.engine);
+        let workers = Workers::new(Arc::clone(&device), settings.engine, settings.cpus.clone());
         let torn = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         guard::ring_when_torn(torn.try_clone()?);
         let announced = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
