@@ -1,7 +1,8 @@
 //! Chains of the transmit queue on their way to the host: taken from the ring, not yet written.
 //!
-//! In: the queue. Out: one list of segments for one vectored write, from as many chains as fit, and after the
-//! write the chains that it finished, completed in order. A chain that was written in part stays in front.
+//! In: the queue. Out: the segments of the first chain for one vectored write, and after the write that chain, shown
+//! to the driver at once if it is over. A chain that was written in part stays in front. One at a time, so that a
+//! daemon that dies between the write and the used ring makes the next one repeat that chain and no other.
 //! Promises: no byte twice, none left out; what is in hand is less than [`BATCH_BYTES`] and one chain more.
 
 #![deny(
@@ -64,22 +65,24 @@ impl Outgoing {
 
     /// What the next write is to write.
     pub fn window(&mut self) -> &[Segment] {
-        fill_window(&mut self.window, self.chains.iter().flat_map(|held| held.request.readable()));
+        fill_window(
+            &mut self.window,
+            self.chains.front().into_iter().flat_map(|held| held.request.readable()),
+        );
         &self.window
     }
 
-    /// `count` bytes of the window were written: completes the chains that are over.
-    pub fn advance(&mut self, mut count: usize, queue: &mut Queue) {
+    /// `count` bytes of the window were written: completes the chain if it is over.
+    pub fn advance(&mut self, count: usize, queue: &mut Queue) {
         self.left = self.left.saturating_sub(count);
         queue.count_bytes(u64::try_from(count).unwrap_or(u64::MAX));
-        while let Some(first) = self.chains.front_mut().filter(|_| count > 0) {
-            let part = count.min(first.left);
-            first.request.skip_readable(part);
-            first.left = first.left.saturating_sub(part);
-            count = count.saturating_sub(part);
-            if let Some(done) = self.chains.pop_front_if(|first| first.left == 0) {
-                queue.complete(done.request, 0);
-            }
+        if let Some(first) = self.chains.front_mut() {
+            first.request.skip_readable(count);
+            first.left = first.left.saturating_sub(count);
+        }
+        if let Some(done) = self.chains.pop_front_if(|first| first.left == 0) {
+            queue.complete(done.request, 0);
+            queue.flush();
         }
     }
 

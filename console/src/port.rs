@@ -1,6 +1,6 @@
 //! A port: the state between a pair of queues and the host side.
 //!
-//! **Guest to host.** Chains are written to the host straight from guest memory, as many as fit in one call.
+//! **Guest to host.** Chains are written to the host straight from guest memory, each by a call of its own.
 //!
 //! ```text
 //! somebody reads, takes bytes    written; chains completed
@@ -15,6 +15,8 @@
 //! **Host to guest.** At most [`EARLY_BYTES`] are read ahead, to know that there is something before a buffer is
 //! taken from the ring: no buffer ever waits in our hands for a host that says nothing. The rest is read
 //! straight into that buffer. Without buffers the host's own buffers fill up and hold the sender back.
+//! A socket is only looked at: its bytes are taken when the driver has been shown them, so that a daemon that dies
+//! loses none, and the next one repeats those of one chain at most.
 //!
 //! Refuses: transmit chains without a readable byte, receive chains with one or without a writable one; they go
 //! back empty, and the host's bytes wait for the next.
@@ -37,6 +39,7 @@ use backends::memory::Segment;
 use backends::queue::{Queue, Request};
 use backends::sys;
 use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{RecvFlags, recv};
 
 use crate::backlog::Backlog;
 use crate::host::{HostIo, HostSide, Moved, await_writable};
@@ -190,7 +193,8 @@ impl Port {
     /// Fills a buffer with what was read ahead and with what else there is; the bytes written.
     fn pour(&mut self, queue: &mut Queue, mut request: Request) -> u64 {
         let mut written = self.early.move_into(&mut request);
-        if !request.writable().is_empty() {
+        let looked = self.host.can_look();
+        if !looked && !request.writable().is_empty() {
             fill_window(&mut self.into, request.writable());
             let into = &self.into;
             if let Moved::Bytes(count) = self.host.read(&mut |fd| sys::readv(fd, into)) {
@@ -201,6 +205,10 @@ impl Port {
         self.counts.to_guest = self.counts.to_guest.wrapping_add(u64::from(written));
         queue.count_bytes(u64::from(written));
         queue.complete(request, written);
+        if looked {
+            queue.flush();
+            self.early.take_seen(&mut *self.host, written);
+        }
         u64::from(written)
     }
 
@@ -255,16 +263,34 @@ impl Early {
         self.bytes.get(self.from..self.to).unwrap_or_default()
     }
 
-    /// Reads ahead if nothing is left; `false` when the host has nothing to say.
+    /// Reads ahead if nothing is left, or looks at what there is; `false` when the host has nothing to say.
     fn fill(&mut self, host: &mut dyn HostSide) -> bool {
-        if !self.left().is_empty() {
+        let look = host.can_look();
+        if !look && !self.left().is_empty() {
             return true;
         }
         let bytes = &mut self.bytes[..];
-        let read = host.read(&mut |fd| bytes_moved(|| rustix::io::read(fd, &mut *bytes)));
-        let Moved::Bytes(count) = read else { return false };
-        (self.from, self.to) = (0, usize::try_from(count).unwrap_or(0));
-        true
+        let read = host.read(&mut |fd| {
+            bytes_moved(|| match look {
+                true => recv(fd, &mut *bytes, RecvFlags::PEEK).map(|(_, count)| count),
+                false => rustix::io::read(fd, &mut *bytes),
+            })
+        });
+        let count = if let Moved::Bytes(count) = read { usize::try_from(count).unwrap_or(0) } else { 0 };
+        (self.from, self.to) = (0, count);
+        count > 0
+    }
+
+    /// Takes from the host what was looked at and has been shown to the driver.
+    fn take_seen(&mut self, host: &mut dyn HostSide, count: u32) {
+        let mut left = usize::try_from(count).unwrap_or(0);
+        (self.from, self.to) = (0, 0);
+        while left > 0 {
+            let bytes = self.bytes.get_mut(..left).unwrap_or_default();
+            let taken = host.read(&mut |fd| bytes_moved(|| rustix::io::read(fd, &mut *bytes)));
+            let Moved::Bytes(taken) = taken else { return };
+            left = left.saturating_sub(usize::try_from(taken).unwrap_or(left));
+        }
     }
 
     /// Moves as much as there is room for to the front of a request.

@@ -48,6 +48,11 @@ pub trait HostSide: Send {
     /// A watched descriptor became ready; a source of an earlier watch means nothing.
     fn ready(&mut self, source: Source, io: &mut HostIo<'_>);
 
+    /// Whether what the host has to say can be looked at without taking it, as that of a socket.
+    fn can_look(&self) -> bool {
+        false
+    }
+
     /// Tries to read what the host has to say.
     fn read(&mut self, call: Call<'_>) -> Moved;
 

@@ -130,6 +130,10 @@ impl HostSide for Unix {
         self.accept(io);
     }
 
+    fn can_look(&self) -> bool {
+        true
+    }
+
     fn read(&mut self, call: Call<'_>) -> Moved {
         match self.read_left(call) {
             Some(count) => Moved::Bytes(count),
