@@ -7,6 +7,7 @@
 //!  guest::{raw, raw_packed}     the same memory, lying
 //!  guest::memory                RAM in memfds             event, wait, random
 //!  dirty                        logs of written pages, and what was written
+//!  restart                     daemons that are killed under verified I/O, and the soak
 //!  oracle                      what a disk may hold, whatever crashed
 //!  served, echo                 a device of the test's own, in its process
 //!  vmm, metal                   `outboard run` as a process, and the bare-metal guest it runs
@@ -33,6 +34,7 @@ pub mod machine;
 pub mod metal;
 pub mod oracle;
 pub mod random;
+pub mod restart;
 pub mod served;
 pub mod vmm;
 pub mod wait;

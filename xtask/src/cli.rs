@@ -31,6 +31,9 @@ pub enum Command {
     Test(Test),
     /// Measure, ours against others'.
     Bench(Bench),
+    /// Try something for long.
+    #[command(subcommand)]
+    Soak(Soak),
     /// Say how much of the code that hostile bytes reach the fuzz corpus covers; below 90 % is a failure.
     Coverage,
     /// Run a command on a host whose KVM runs Linux: this one, or an emulated one.
@@ -142,6 +145,41 @@ pub struct Bench {
     /// How often each is measured.
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub rounds: usize,
+}
+
+/// What to try for long.
+#[derive(Debug, Subcommand)]
+pub enum Soak {
+    /// Kill daemons under verified I/O, and see that a guest notices nothing but time.
+    Restart(SoakRestart),
+}
+
+/// Options of `soak restart`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Kills the worker, and in half of the runs the whole daemon, while it is idle, while the front-end
+is sending it a message, and while requests are in flight, on split and packed rings. Every byte
+is verified; a seed chooses the moments, and the same seed chooses them again.
+
+The last line is `soak: ok kills=N lost=0 doubled=0 p99_ms=X` or `soak: FAILED: reason`; the exit
+code 0 or 1.
+
+Examples:
+  cargo xtask soak restart --kills 1000
+  cargo xtask soak restart --kills 200 --seed 7 --daemon blk")]
+pub struct SoakRestart {
+    /// How many kills, over all.
+    #[arg(long, default_value_t = 240)]
+    pub kills: u32,
+    /// What chooses the moments.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Only this daemon.
+    #[arg(long, value_name = "NAME", value_parser = ["blk", "rng", "console"])]
+    pub daemon: Option<String>,
+    /// The build profile of cargo.
+    #[arg(long, value_name = "NAME", default_value = "release")]
+    pub profile: String,
 }
 
 /// Where to run; without either, this host when its KVM can run Linux.

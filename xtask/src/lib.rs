@@ -31,5 +31,6 @@ pub mod packages;
 pub mod process;
 pub mod qemu;
 pub mod skip;
+pub mod soak;
 pub mod test;
 pub mod workspace;

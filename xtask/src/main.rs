@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Command::DemoBoot { plan } => demo_boot(&plan),
         Command::Test(options) => test(&options).into(),
         Command::Bench(options) => bench(&options).into(),
+        Command::Soak(cli::Soak::Restart(options)) => u8::from(!xtask::soak::restart(&options)).into(),
         Command::Coverage => coverage().into(),
         Command::KvmHost(options) => kvm_host(&options).into(),
     }

@@ -1,0 +1,134 @@
+//! Reads, writes and flushes on two queues of a disk, every sector known to the oracle.
+//!
+//! Few sectors and many requests, so that requests overlap: in flight beside each other, and one after the other.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::load::{Fault, Load, of_queue};
+use crate::daemon::Launch;
+use crate::guest::blk::{Answer, FLUSH, Framing, OK, Request};
+use crate::guest::ring::{Completion, Ring};
+use crate::oracle::{Flush, Oracle, Read, SECTOR_BYTES, Write};
+use crate::random::Random;
+
+/// Sectors of the disk.
+pub const SECTORS: u64 = 512;
+/// Requests in flight on each queue; each takes up to three descriptors.
+const DEPTH: usize = 16;
+/// Longest request.
+const MAX_SECTORS: u64 = 16;
+/// Of ten requests: writes, and flushes; the rest are reads.
+const WRITES: u64 = 5;
+const FLUSHES: u64 = 1;
+
+#[derive(Debug)]
+enum Op {
+    Write(Write),
+    Read(Read, u32),
+    Flush(Flush),
+}
+
+/// The guest.
+#[derive(Debug)]
+pub struct BlkLoad {
+    queues: Vec<(Ring, BTreeMap<u16, Op>)>,
+    oracle: Oracle,
+    random: Random,
+    image: PathBuf,
+}
+
+/// Options for a disk that [`BlkLoad`] uses.
+///
+/// # Panics
+/// There is no room for the image.
+pub fn launch(launch: Launch) -> Launch {
+    let image = launch.dir().join("disk.img");
+    std::fs::write(&image, Oracle::new(SECTORS).image())
+        .unwrap_or_else(|e| panic!("{}: {e}", image.display()));
+    launch.args(["--queues".into(), "2".into(), "--image".into(), image.display().to_string()])
+}
+
+impl BlkLoad {
+    /// A guest with these rings; the daemon's directory is `dir`.
+    pub fn new(rings: Vec<Ring>, random: Random, dir: &Path) -> BlkLoad {
+        let queues = rings.into_iter().map(|ring| (ring, BTreeMap::new())).collect();
+        BlkLoad { queues, oracle: Oracle::new(SECTORS), random, image: dir.join("disk.img") }
+    }
+
+    fn next(&mut self) -> (Request, Op) {
+        let sectors = 1 + self.random.below(MAX_SECTORS);
+        let first = self.random.below(SECTORS - sectors);
+        let bytes = u32::try_from(sectors).unwrap_or(1) * u32::try_from(SECTOR_BYTES).unwrap_or(512);
+        match self.random.below(10) {
+            n if n < WRITES => {
+                let (write, data) = self.oracle.write(first, sectors);
+                (Request::write(first, &data), Op::Write(write))
+            }
+            n if n < WRITES + FLUSHES => (Request::bare(FLUSH), Op::Flush(self.oracle.flush())),
+            _ => (Request::read(first, bytes), Op::Read(self.oracle.read(first), bytes)),
+        }
+    }
+
+    fn settle(&mut self, queue: usize, done: &Completion) -> Result<(), Fault> {
+        let op = self.queues[queue].1.remove(&done.head);
+        let op =
+            op.ok_or_else(|| Fault::Answer(format!("queue {queue}: no request has head {}", done.head)))?;
+        let room = if let Op::Read(_, bytes) = &op { *bytes } else { 0 };
+        let Answer { status, data } = Answer::new(done, room);
+        if status != Some(OK) {
+            return Err(Fault::Answer(format!("queue {queue}: {op:?} came back with status {status:?}")));
+        }
+        match op {
+            Op::Write(write) => self.oracle.written(write),
+            Op::Flush(flush) => self.oracle.flushed(flush),
+            Op::Read(read, _) => self.oracle.check_read(read, &data)?,
+        }
+        Ok(())
+    }
+}
+
+impl Load for BlkLoad {
+    fn rings(&self) -> Vec<&Ring> {
+        self.queues.iter().map(|(ring, _)| ring).collect()
+    }
+
+    fn outstanding(&self) -> usize {
+        self.queues.iter().map(|(ring, _)| ring.in_flight()).sum()
+    }
+
+    fn submit(&mut self) {
+        for queue in 0..self.queues.len() {
+            while self.queues[queue].0.in_flight() < DEPTH {
+                let (request, op) = self.next();
+                let (ring, ops) = &mut self.queues[queue];
+                let head = ring.add(&request.chain(&Framing::usual(request.data_in)));
+                ops.insert(head, op);
+            }
+            self.queues[queue].0.notify();
+        }
+    }
+
+    fn reap(&mut self) -> Result<usize, Fault> {
+        let mut count = 0;
+        for queue in 0..self.queues.len() {
+            while let Some(done) = of_queue(queue, self.queues[queue].0.used())? {
+                self.settle(queue, &done)?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    fn wait(&mut self) -> Result<usize, Fault> {
+        let queue = self.queues.iter().position(|(ring, _)| ring.in_flight() > 0).unwrap_or(0);
+        let done = of_queue(queue, self.queues[queue].0.wait_used())?;
+        self.settle(queue, &done)?;
+        Ok(1 + self.reap()?)
+    }
+
+    fn check(&mut self) -> Result<(), Fault> {
+        let image = std::fs::read(&self.image).map_err(|e| Fault::Answer(format!("image: {e}")))?;
+        Ok(self.oracle.check_image(&image)?)
+    }
+}

@@ -1,0 +1,160 @@
+//! A daemon with its front-end, one of which is about to lose the other.
+//!
+//! In: a daemon's options and how it is to be restarted. Out: rings that are served, a way to kill whoever serves
+//! them, and the session back again: by the keeper, without the front-end doing anything; or by a front-end that
+//! connects to the next daemon and hands it the region in which the one before it kept what was in flight.
+
+use std::time::Instant;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::load::{Fault, Load};
+use crate::daemon::{Counts, Daemon, Launch};
+use crate::frontend::{Frontend, Region, Wants};
+use crate::guest::format::RingKind;
+use crate::guest::memory::Ram;
+use crate::guest::ring::Ring;
+use crate::wait;
+
+/// RAM of the guest.
+const RAM_BYTES: u64 = 32 << 20;
+/// Descriptors of each queue.
+pub const QUEUE_SIZE: u16 = 64;
+
+/// What is killed, and who brings the session back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// The worker; its keeper starts another, and the front-end notices nothing.
+    Keeper,
+    /// The whole daemon; it is started again, and the front-end connects again.
+    Reconnect,
+}
+
+/// A daemon, its front-end and the guest's memory.
+#[derive(Debug)]
+pub struct Rig {
+    /// The daemon.
+    pub daemon: Daemon,
+    /// Its front-end.
+    pub frontend: Frontend,
+    mode: Mode,
+    wants: Wants,
+    inflight: Option<Region>,
+    queues: u16,
+}
+
+impl Rig {
+    /// Starts the daemon and a session of so many queues, all of it negotiated that both know.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn start(launch: Launch, mode: Mode, wants: Wants, queues: u16) -> Rig {
+        let daemon = launch.serve().unwrap_or_else(|e| panic!("daemon: {e}"));
+        let frontend = Frontend::session(daemon.socket(), &Ram::new(RAM_BYTES), wants);
+        let mut frontend = frontend.unwrap_or_else(|e| panic!("session: {e}"));
+        let inflight = frontend.tracks().then(|| {
+            let region = frontend.inflight(queues, QUEUE_SIZE);
+            region.unwrap_or_else(|e| panic!("in-flight region: {e}"))
+        });
+        if let Some(region) = &inflight {
+            frontend.set_inflight(region).unwrap_or_else(|e| panic!("in-flight region: {e}"));
+        }
+        Rig { daemon, frontend, mode, wants, inflight, queues }
+    }
+
+    /// All its rings, started.
+    ///
+    /// # Panics
+    /// They are refused.
+    pub fn start_rings(&mut self) -> Vec<Ring> {
+        let mut start = |index| self.frontend.start_new(index, QUEUE_SIZE);
+        (0..self.queues)
+            .map(|index| start(u8::try_from(index).unwrap_or(0)).unwrap_or_else(|e| panic!("{e}")))
+            .collect()
+    }
+
+    /// How it is restarted.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The process that serves.
+    pub fn server(&self) -> u32 {
+        match self.mode {
+            Mode::Keeper => worker_pid(&self.daemon),
+            Mode::Reconnect => self.daemon.pid(),
+        }
+    }
+
+    /// Resources of the process that serves, and of its keeper.
+    pub fn counts(&self) -> Vec<Counts> {
+        match self.mode {
+            Mode::Keeper => Vec::new(),
+            Mode::Reconnect => vec![self.daemon.counts()],
+        }
+    }
+
+    /// Kills the process that serves, takes what had come back by its end, and gives the moment of the blow.
+    ///
+    /// # Errors
+    /// What came back is wrong.
+    pub fn kill(&mut self, load: &mut dyn Load) -> Result<Instant, Fault> {
+        let server = i32::try_from(self.server()).ok().and_then(Pid::from_raw);
+        let pidfd = server.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let at = Instant::now();
+        if let Some(pidfd) = pidfd {
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            wait::one_readable(&pidfd, wait::deadline());
+        }
+        self.gone(load)?;
+        Ok(at)
+    }
+
+    /// Whoever served is gone: takes what had come back by then.
+    ///
+    /// # Errors
+    /// What came back is wrong.
+    pub fn gone(&mut self, load: &mut dyn Load) -> Result<(), Fault> {
+        load.killed(self.mode == Mode::Reconnect)?;
+        load.salvage().map(drop)
+    }
+
+    /// Brings the session back, if that is not the keeper's task.
+    ///
+    /// # Errors
+    /// The next daemon refuses it.
+    ///
+    /// # Panics
+    /// There is no next daemon.
+    pub fn recover(&mut self, load: &mut dyn Load) -> Result<(), Fault> {
+        if self.mode == Mode::Reconnect {
+            self.daemon.restart().unwrap_or_else(|e| panic!("daemon: {e}"));
+            let ram = std::sync::Arc::clone(self.frontend.ram());
+            self.frontend = Frontend::session(self.daemon.socket(), &ram, self.wants)?;
+            if let Some(region) = &self.inflight {
+                self.frontend.set_inflight(region)?;
+            }
+            for (index, ring) in (0..).zip(load.rings()) {
+                self.frontend.start(index, ring, remembered_base(ring))?;
+                ring.kick();
+            }
+        }
+        load.recovered(self.mode == Mode::Reconnect);
+        Ok(())
+    }
+}
+
+/// What a front-end knows of a ring whose back-end died, as QEMU does it: of a split ring the used index; of a packed
+/// one nothing but where it began. What was in flight stands in the region.
+fn remembered_base(ring: &Ring) -> u32 {
+    match ring.shape().kind {
+        RingKind::Split => ring.raw().used_idx().into(),
+        RingKind::Packed => ring.shape().first_base(),
+    }
+}
+
+fn worker_pid(daemon: &Daemon) -> u32 {
+    let pid = daemon.pid();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_whitespace().next().and_then(|pid| pid.parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,454 @@
+//! Many kills of one daemon under load, at moments that a seed chooses, and what came of them.
+//!
+//! In: a [`Plan`]. Out: a [`Tally`] of kills by phase and of pauses, or the first [`Failure`], which names all that is
+//! needed to see it again. Each round: traffic for a while, a kill in its phase, recovery, the first interrupt that
+//! brings something back (the pause ends), and everything that was outstanding. The phase that counts is the one at
+//! the very kill: a message that was answered before was none, and requests that had all come back were none in flight.
+//!
+//! ```text
+//! idle        nothing is outstanding
+//! in-message  the front-end has sent a message and has no answer; requests are in flight meanwhile
+//! in-flight   requests are
+//! ```
+//! One round in eight kills the successor too, while it takes over.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use backends::proto::{Code, Reply, Request};
+use clap::ValueEnum;
+
+use super::blk::{self, BlkLoad};
+use super::console::{self, ConsoleLoad};
+use super::load::{Fault, Load};
+use super::rig::{Mode, Rig};
+use super::rng::RngLoad;
+use crate::daemon::{Counts, Launch};
+use crate::frontend::Wants;
+use crate::guest::format::RingKind;
+use crate::random::Random;
+use crate::wait;
+
+/// Longest time between a message or a submission and the kill.
+const MAX_DELAY_US: u64 = 1500;
+/// Rounds of traffic before a kill, at most.
+const MAX_LEAD: u64 = 8;
+/// Kills in a row, and a second, that do not make a keeper take its time.
+const BURST: u32 = 15;
+const KILLS_PER_SECOND: u32 = 4;
+/// What memory may grow by over all kills: allocators keep some.
+const RSS_SLACK_KIB: u64 = 2048;
+
+/// A daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// `outboard-blk`
+    Blk,
+    /// `outboard-rng`
+    Rng,
+    /// `outboard-console`
+    Console,
+}
+
+impl Device {
+    /// All of them.
+    pub const ALL: [Device; 3] = [Device::Blk, Device::Rng, Device::Console];
+
+    /// Queues it has in these tests.
+    pub fn queues(self) -> u16 {
+        if self == Device::Rng { 1 } else { 2 }
+    }
+
+    /// The program with the options that its load needs.
+    pub fn launch(self) -> Launch {
+        match self {
+            Device::Blk => blk::launch(Launch::new("outboard-blk")),
+            Device::Rng => Launch::new("outboard-rng"),
+            Device::Console => console::launch(Launch::new("outboard-console")),
+        }
+    }
+
+    /// The load that goes with it, on rings that this starts.
+    ///
+    /// # Panics
+    /// The daemon refuses the rings.
+    pub fn load(self, rig: &mut Rig, random: Random) -> Box<dyn Load> {
+        let mut rings = rig.start_rings();
+        let dir = rig.daemon.dir();
+        match (self, rings.pop(), rings.pop()) {
+            (Device::Rng, Some(ring), _) => Box::new(RngLoad::new(ring, random)),
+            (Device::Console, Some(tx), Some(rx)) => Box::new(ConsoleLoad::new(rx, tx, random, dir)),
+            (_, second, first) => {
+                Box::new(BlkLoad::new(first.into_iter().chain(second).collect(), random, dir))
+            }
+        }
+    }
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// To which daemon.
+    pub device: Device,
+    /// On which rings.
+    pub rings: RingKind,
+    /// Who brings the session back.
+    pub mode: Mode,
+    /// How often it is killed.
+    pub kills: u32,
+    /// What chooses the moments.
+    pub seed: u64,
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { device, rings, mode, kills, seed } = self;
+        write!(f, "{device:?} {rings:?} {mode:?} kills={kills} seed={seed}")
+    }
+}
+
+/// When somebody is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    InMessage(Message),
+    InFlight,
+}
+
+/// What a front-end may be saying.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Message {
+    Features,
+    Config,
+    MemoryTable,
+    Enable(u8),
+    /// A ring is stopped, and started again where it stood.
+    Stop(u8),
+}
+
+/// One kill.
+#[derive(Clone, Copy, Debug)]
+struct Strike {
+    phase: Phase,
+    lead: u64,
+    delay: Duration,
+    /// The successor is killed too.
+    again: bool,
+}
+
+impl Strike {
+    fn choose(random: &mut Random, queues: u16) -> Strike {
+        let queue = u8::try_from(random.below(queues.into())).unwrap_or(0);
+        let message = match random.below(8) {
+            0 => Message::Features,
+            1 => Message::Config,
+            2 | 3 => Message::MemoryTable,
+            4 => Message::Enable(queue),
+            _ => Message::Stop(queue),
+        };
+        let phase = match random.below(6) {
+            0 => Phase::Idle,
+            1 | 2 => Phase::InMessage(message),
+            _ => Phase::InFlight,
+        };
+        let delay = Duration::from_micros(random.below(MAX_DELAY_US) >> random.below(6));
+        Strike { phase, lead: 1 + random.below(MAX_LEAD), delay, again: random.below(8) == 0 }
+    }
+}
+
+/// Why a run is not good.
+#[derive(Debug, thiserror::Error)]
+#[error("{plan}: after kill {kill} ({strike}): {fault}")]
+pub struct Failure {
+    plan: Plan,
+    kill: u32,
+    strike: String,
+    /// What happened.
+    pub fault: Fault,
+}
+
+/// What was done and seen.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Kills with nothing outstanding.
+    pub idle: u32,
+    /// Kills with a message unanswered.
+    pub in_message: u32,
+    /// Kills with requests in flight.
+    pub in_flight: u32,
+    /// Kills of a successor that was taking over.
+    pub again: u32,
+    /// Chains whose bytes came twice where they may.
+    pub repeated: u64,
+    /// Requests that came back.
+    pub requests: u64,
+    /// From each kill to the next interrupt that brought something back.
+    pub pauses: Vec<Duration>,
+}
+
+impl Tally {
+    /// All kills.
+    pub fn kills(&self) -> u32 {
+        self.idle + self.in_message + self.in_flight + self.again
+    }
+
+    /// The pause that so many of a hundred do not exceed, in milliseconds.
+    pub fn percentile_ms(&self, percent: usize) -> f64 {
+        let mut pauses = self.pauses.clone();
+        pauses.sort_unstable();
+        let at = (pauses.len() * percent).div_ceil(100).saturating_sub(1);
+        pauses.get(at).map_or(0.0, |pause| pause.as_secs_f64() * 1e3)
+    }
+
+    /// Adds another run.
+    pub fn add(&mut self, other: &Tally) {
+        self.idle += other.idle;
+        self.in_message += other.in_message;
+        self.in_flight += other.in_flight;
+        self.again += other.again;
+        self.repeated += other.repeated;
+        self.requests += other.requests;
+        self.pauses.extend(&other.pauses);
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tally { idle, in_message, in_flight, again, repeated, requests, .. } = self;
+        let (p50, p99, max) = (self.percentile_ms(50), self.percentile_ms(99), self.percentile_ms(100));
+        write!(
+            f,
+            "idle={idle} in_message={in_message} in_flight={in_flight} again={again} requests={requests} "
+        )?;
+        write!(f, "repeated={repeated} p50_ms={p50:.1} p99_ms={p99:.1} max_ms={max:.1}")
+    }
+}
+
+/// Carries out a plan.
+///
+/// # Errors
+/// The first thing that a guest would have noticed.
+///
+/// # Panics
+/// The daemon cannot be started at all.
+pub fn run(plan: Plan) -> Result<Tally, Failure> {
+    let mut soak = Soak::new(plan);
+    let mut strike = None;
+    let outcome = loop {
+        if soak.tally.kills() >= plan.kills {
+            break soak.finish();
+        }
+        let next = Strike::choose(&mut soak.random, plan.device.queues());
+        strike = Some(next);
+        if let Err(fault) = soak.round(next) {
+            break Err(fault);
+        }
+    };
+    let (kill, strike) =
+        (soak.tally.kills(), strike.map_or_else(String::new, |strike| format!("{strike:?}")));
+    match outcome {
+        Ok(()) => Ok(soak.tally),
+        Err(fault) => Err(Failure { plan, kill, strike, fault }),
+    }
+}
+
+struct Soak {
+    plan: Plan,
+    rig: Rig,
+    load: Box<dyn Load>,
+    random: Random,
+    pace: Pace,
+    config: Vec<u8>,
+    before: Vec<Counts>,
+    tally: Tally,
+}
+
+impl Soak {
+    fn new(plan: Plan) -> Soak {
+        let mut random = Random::new(plan.seed);
+        let wants = Wants { in_order: random.below(2) == 0, ..Wants::on(plan.rings) };
+        let mut rig = Rig::start(plan.device.launch(), plan.mode, wants, plan.device.queues());
+        let load = plan.device.load(&mut rig, Random::new(random.next_u64()));
+        let config = rig.frontend.config(0, 8).unwrap_or_default();
+        let (pace, before, tally) = (Pace::new(plan.mode), Vec::new(), Tally::default());
+        Soak { plan, rig, load, random, pace, config, before, tally }
+    }
+
+    fn round(&mut self, strike: Strike) -> Result<(), Fault> {
+        self.traffic(strike)?;
+        let message = self.prepare(strike)?;
+        let since = Instant::now();
+        while since.elapsed() < strike.delay {
+            std::hint::spin_loop();
+        }
+        self.count(message.is_some());
+        let mut killed = self.rig.kill(&mut *self.load)?;
+        if strike.again && self.tally.kills() < self.plan.kills {
+            killed = self.kill_successor(killed)?;
+        }
+        self.rig.recover(&mut *self.load)?;
+        if let Some(message) = message {
+            self.answered(message)?;
+        }
+        self.resume(killed)
+    }
+
+    /// Requests go on for a while, and as long as the keeper needs to forget earlier kills.
+    fn traffic(&mut self, strike: Strike) -> Result<(), Fault> {
+        let mut rounds = 0;
+        while rounds < strike.lead || !self.pace.allows(Instant::now()) {
+            self.load.submit();
+            self.tally.requests += self.load.wait()? as u64;
+            rounds += 1;
+        }
+        if self.before.is_empty() {
+            self.at_rest()?;
+            self.before = self.rig.counts();
+        }
+        Ok(())
+    }
+
+    /// Makes it the phase that is wanted. The message that is under way, if one is.
+    fn prepare(&mut self, strike: Strike) -> Result<Option<Message>, Fault> {
+        match strike.phase {
+            Phase::Idle => {
+                self.at_rest()?;
+                Ok(None)
+            }
+            Phase::InFlight => {
+                self.load.submit();
+                Ok(None)
+            }
+            Phase::InMessage(message) => {
+                self.load.submit();
+                self.say(message)?;
+                Ok(Some(message))
+            }
+        }
+    }
+
+    fn at_rest(&mut self) -> Result<(), Fault> {
+        self.load.drain()?;
+        self.load.check()
+    }
+
+    /// The phase at this moment.
+    fn count(&mut self, message: bool) {
+        let tally = &mut self.tally;
+        if message && !wait::one_readable(&self.rig.frontend, Instant::now()) {
+            tally.in_message += 1;
+        } else if self.load.outstanding() > 0 {
+            tally.in_flight += 1;
+        } else {
+            tally.idle += 1;
+        }
+    }
+
+    /// The successor dies as well, whenever that is; the pause counts from the first.
+    fn kill_successor(&mut self, killed: Instant) -> Result<Instant, Fault> {
+        self.rig.recover(&mut *self.load)?;
+        let delay = Duration::from_micros(self.random.below(MAX_DELAY_US));
+        let since = Instant::now();
+        while since.elapsed() < delay {
+            std::hint::spin_loop();
+        }
+        self.tally.again += 1;
+        let again = self.rig.kill(&mut *self.load)?;
+        Ok(if self.plan.mode == Mode::Keeper { killed } else { again })
+    }
+
+    /// From the kill to the next interrupt that brings something; then everything comes back.
+    fn resume(&mut self, killed: Instant) -> Result<(), Fault> {
+        if self.load.outstanding() == 0 {
+            self.load.submit();
+        }
+        self.tally.requests += self.load.wait()? as u64;
+        self.tally.pauses.push(killed.elapsed());
+        self.load.drain()
+    }
+
+    fn say(&mut self, message: Message) -> Result<(), Fault> {
+        let ram = std::sync::Arc::clone(self.rig.frontend.ram());
+        let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+        let request = match message {
+            Message::Features => Request::GetFeatures,
+            Message::Config => Request::GetConfig { offset: 0, size: 8 },
+            Message::MemoryTable => {
+                fds.extend(ram.regions().iter().map(|region| region.fd()));
+                Request::SetMemTable(ram.regions().iter().map(|region| region.table).collect())
+            }
+            Message::Enable(index) => Request::SetVringEnable { index: index.into(), enable: 1 },
+            Message::Stop(index) => Request::GetVringBase { index: index.into() },
+        };
+        let ack = !request.code().rule().answered;
+        Ok(self.rig.frontend.send(&request, &fds, ack)?)
+    }
+
+    /// The answer is what it would have been. Where the connection went with the daemon there is none.
+    fn answered(&mut self, message: Message) -> Result<(), Fault> {
+        if self.plan.mode == Mode::Reconnect {
+            return Ok(());
+        }
+        let code = match message {
+            Message::Features => Code::GetFeatures,
+            Message::Config => Code::GetConfig,
+            Message::MemoryTable => Code::SetMemTable,
+            Message::Enable(_) => Code::SetVringEnable,
+            Message::Stop(_) => Code::GetVringBase,
+        };
+        let reply = self.rig.frontend.receive(code)?;
+        match (message, reply) {
+            (Message::Features, Reply::U64(offered)) if offered & self.rig.frontend.features() != 0 => Ok(()),
+            (Message::Config, Reply::Config { data, .. }) if data == self.config => Ok(()),
+            (Message::MemoryTable | Message::Enable(_), Reply::U64(0)) => Ok(()),
+            (Message::Stop(queue), Reply::VringState { base, .. }) => {
+                let rings = self.load.rings();
+                Ok(self.rig.frontend.start(queue, rings[usize::from(queue)], base)?)
+            }
+            (_, reply) => Err(Fault::Answer(format!("{code:?} was answered by {reply:?}"))),
+        }
+    }
+
+    /// Everything is back, right, and as small as it was.
+    fn finish(&mut self) -> Result<(), Fault> {
+        self.load.submit();
+        self.at_rest()?;
+        self.tally.repeated = self.load.repeated();
+        let after = self.rig.counts();
+        let same = |(before, after): (&Counts, &Counts)| {
+            (before.fds, before.threads, before.maps) == (after.fds, after.threads, after.maps)
+                && after.rss_kib <= before.rss_kib + RSS_SLACK_KIB
+        };
+        if self.before.is_empty() || self.before.iter().zip(&after).all(same) {
+            return Ok(());
+        }
+        Err(Fault::Counts(format!("{after:?} where there were {:?}", self.before)))
+    }
+}
+
+/// How often kills may come without a keeper that takes its time.
+struct Pace {
+    tokens: u32,
+    last: Instant,
+    unlimited: bool,
+}
+
+impl Pace {
+    fn new(mode: Mode) -> Pace {
+        Pace { tokens: BURST, last: Instant::now(), unlimited: mode == Mode::Reconnect }
+    }
+
+    /// Whether a kill and one of the successor may come now; if so they are counted.
+    fn allows(&mut self, now: Instant) -> bool {
+        while now.duration_since(self.last) >= Duration::from_secs(1) / KILLS_PER_SECOND {
+            self.last += Duration::from_secs(1) / KILLS_PER_SECOND;
+            self.tokens = BURST.min(self.tokens + 1);
+        }
+        let allowed = self.unlimited || self.tokens >= 2;
+        if allowed && !self.unlimited {
+            self.tokens -= 2;
+        }
+        allowed
+    }
+}
