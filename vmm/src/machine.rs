@@ -1,7 +1,7 @@
 //! The running machine: one thread that waits for everything that is not the data path.
 //!
-//! It wakes for the vCPUs' last words, for signals, for the keyboard, and when a daemon's connection ends; while
-//! devices merely work it sleeps (`--timings` counts its wake-ups). It ends with `Ok` when the guest switched off
+//! It wakes for the vCPUs' last words, for signals and for the keyboard; devices look after their daemons by
+//! themselves, and while they merely work it sleeps (`--timings` counts its wake-ups). It ends with `Ok` when the guest switched off
 //! or the operator asked, with an error otherwise. The process ends right after it, which stops the other threads.
 //!
 //! It waits for nothing else, so that a signal is always heard: what vCPU threads have locked it tries and tries
@@ -31,12 +31,11 @@ use crate::terminal::{Fed, Input};
 use crate::timings::{Event, Timings};
 use crate::vhost::VhostPciDevice;
 
-/// What wakes the loop. Devices follow from [`TOKEN_DEVICE`].
+/// What wakes the loop.
 const TOKEN_VCPU: u64 = 0;
 const TOKEN_SIGNAL: u64 = 1;
 const TOKEN_STDIN: u64 = 2;
 const TOKEN_DRAINED: u64 = 3;
-const TOKEN_DEVICE: u64 = 4;
 /// Events taken at one wake-up.
 const EVENTS: usize = 16;
 
@@ -208,11 +207,7 @@ impl Machine {
             }
             TOKEN_STDIN => return self.on_stdin(Input::read_into),
             TOKEN_DRAINED => return self.on_drained(),
-            token => {
-                let device =
-                    usize::try_from(token - TOKEN_DEVICE).ok().and_then(|i| self.parts.devices.get(i));
-                device.inspect(|device| device.attend());
-            }
+            _ => {}
         }
         Ok(Next::Wait)
     }
@@ -317,11 +312,6 @@ impl Machine {
         watch(&self.epoll, self.signals.as_fd(), TOKEN_SIGNAL, EventFlags::IN)?;
         if let Some(serial) = &self.parts.serial {
             watch(&self.epoll, serial.drained().as_fd(), TOKEN_DRAINED, EventFlags::IN)?;
-        }
-        for (token, device) in (TOKEN_DEVICE..).zip(&self.parts.devices) {
-            for (fd, flags) in device.watched() {
-                watch(&self.epoll, fd, token, flags | EventFlags::ET)?;
-            }
         }
         Ok(())
     }

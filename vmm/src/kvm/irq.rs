@@ -102,7 +102,7 @@ impl IrqRouter {
 
     /// A new line: detached, not raised.
     pub fn line(self: &Arc<Self>) -> Result<IrqLine, IrqError> {
-        let event = Event::new().map_err(IrqError::Event)?;
+        let event = Arc::new(Event::new().map_err(IrqError::Event)?);
         let mut routes = self.lock();
         let free = (FIRST_MSI_GSI..MSI_GSI_END).find(|gsi| !routes.contains_key(gsi));
         let gsi = free.ok_or(IrqError::TooMany)?;
@@ -159,13 +159,13 @@ impl IrqRouter {
 pub struct IrqLine {
     router: Arc<IrqRouter>,
     gsi: u32,
-    event: Event,
+    event: Arc<Event>,
     attached: bool,
 }
 
 impl IrqLine {
     /// What is raised to interrupt; the call descriptor of a daemon. The same for the line's whole life.
-    pub fn event(&self) -> &Event {
+    pub fn event(&self) -> &Arc<Event> {
         &self.event
     }
 

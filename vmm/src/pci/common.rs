@@ -7,6 +7,9 @@
 //! A write counts only if it covers exactly one register (or half of a 64-bit one); any other is ignored. What
 //! describes a queue is frozen while the queue is enabled, features are frozen once FEATURES_OK is set, and
 //! NEEDS_RESET is the device's alone: a guest can neither set nor clear it except by a reset.
+//!
+//! A reset takes the device as long as it takes. Until [`Common::finish_reset`] the status does not read as 0
+//! (virtio 1.3 §4.1.4.3.1) and no write counts; a queue that is being reset says so in its register.
 
 #![deny(
     clippy::unwrap_used,
@@ -54,13 +57,13 @@ mod offset {
 pub enum Effect {
     /// Nothing more.
     Nothing,
-    /// Reset the device; [`Common::reset`] when that is done.
+    /// Reset the device; [`Common::finish_reset`] when that is done.
     Reset,
     /// DRIVER_OK: start the device with the enabled queues.
     Start,
     /// Start this one queue of a running device.
     StartQueue(u16),
-    /// Stop this one queue (RING_RESET); it is disabled already.
+    /// Stop this one queue (RING_RESET); it is disabled already. [`Common::finish_reset`] when that is done.
     StopQueue(u16),
     /// The configuration change has another vector.
     ConfigVector(u16),
@@ -81,6 +84,8 @@ pub struct Queue {
     pub driver: u64,
     /// Used ring (packed: device event suppression).
     pub device: u64,
+    /// It is being reset (RING_RESET).
+    pub resetting: bool,
 }
 
 /// The registers.
@@ -88,7 +93,8 @@ pub struct Queue {
 pub struct Common {
     offered: u64,
     max_queue_size: u16,
-    refuses_drivers: bool,
+    resetting: bool,
+    generation: u8,
     device_feature_select: u32,
     driver_feature_select: u32,
     driver_features: u64,
@@ -104,7 +110,8 @@ impl Common {
         Common {
             offered,
             max_queue_size,
-            refuses_drivers: false,
+            resetting: false,
+            generation: 0,
             device_feature_select: 0,
             driver_feature_select: 0,
             driver_features: 0,
@@ -139,24 +146,41 @@ impl Common {
         self.queue_select
     }
 
-    /// Asks the driver for a reset (virtio 1.3 §2.1.2). True if there is a driver that must be told.
+    /// Asks the driver for a reset (virtio 1.3 §2.1.2). True if there is a driver that must be told and was not.
     pub fn needs_reset(&mut self) -> bool {
-        if self.is_running() {
+        let tell = self.is_running() && !self.resetting && self.status & STATUS_NEEDS_RESET == 0;
+        if tell {
             self.status |= STATUS_NEEDS_RESET;
         }
-        self.is_running()
+        tell
     }
 
-    /// From now on no driver gets FEATURES_OK: the device is gone for good.
-    pub fn refuse_drivers(&mut self) {
-        self.refuses_drivers = true;
+    /// The device configuration is another now. True if there is a driver that must be told.
+    pub fn config_changed(&mut self) -> bool {
+        self.generation = self.generation.wrapping_add(1);
+        self.is_running() && !self.resetting
     }
 
-    /// Everything as it was before the first write.
-    pub fn reset(&mut self) {
-        let refuses_drivers = self.refuses_drivers;
-        let queues = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
-        *self = Common { refuses_drivers, ..Common::new(self.offered, queues, self.max_queue_size) };
+    /// The device is being reset; the driver need not have asked.
+    pub fn begin_reset(&mut self) {
+        self.resetting = true;
+    }
+
+    /// The device, or a queue, is being reset.
+    pub fn is_resetting(&self) -> bool {
+        self.resetting || self.queues.iter().any(|queue| queue.resetting)
+    }
+
+    /// What was being reset is at rest. True if that is the device: everything is as before the first write.
+    pub fn finish_reset(&mut self) -> bool {
+        let all = self.resetting;
+        if all {
+            let queues = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
+            let fresh = Common::new(self.offered, queues, self.max_queue_size);
+            *self = Common { generation: self.generation, ..fresh };
+        }
+        self.queues.iter_mut().for_each(|queue| queue.resetting = false);
+        all
     }
 
     /// Serves a read of the guest, of any size. The vectors are those that the interrupts have now.
@@ -182,7 +206,7 @@ impl Common {
         put(CONFIG_VECTOR, &config_vector.to_le_bytes());
         put(NUM_QUEUES, &queues.to_le_bytes());
         put(STATUS, &[self.status]);
-        put(GENERATION, &[0]);
+        put(GENERATION, &[self.generation]);
         put(QUEUE_SELECT, &self.queue_select.to_le_bytes());
         put(QUEUE_VECTOR, &queue_vector.to_le_bytes());
         // A queue that does not exist has size 0 (virtio 1.3 §4.1.4.3.1).
@@ -193,6 +217,7 @@ impl Common {
             put(QUEUE_DESC, &queue.descriptors.to_le_bytes());
             put(QUEUE_DRIVER, &queue.driver.to_le_bytes());
             put(QUEUE_DEVICE, &queue.device.to_le_bytes());
+            put(QUEUE_RESET, &u16::from(queue.resetting).to_le_bytes());
         }
         image
     }
@@ -200,6 +225,7 @@ impl Common {
     /// Serves a write of the guest and says what has to follow from it.
     pub fn write(&mut self, at: usize, data: &[u8]) -> Effect {
         match *data {
+            _ if self.resetting => Effect::Nothing,
             [value] if at == offset::STATUS => self.write_status(value),
             [a, b] => self.write_u16(at, u16::from_le_bytes([a, b])),
             [a, b, c, d] => self.write_u32(at, u32::from_le_bytes([a, b, c, d])),
@@ -272,7 +298,7 @@ impl Common {
     fn enable_queue(&mut self) -> Effect {
         let (index, running) = (self.queue_select, self.is_running());
         match self.selected_mut() {
-            Some(queue) if !queue.enabled => {
+            Some(queue) if !queue.enabled && !queue.resetting => {
                 queue.enabled = true;
                 if running { Effect::StartQueue(index) } else { Effect::Nothing }
             }
@@ -280,14 +306,13 @@ impl Common {
         }
     }
 
-    /// virtio 1.3 §2.6.1: the queue is as after a device reset. The owner stops it before the write returns, so
-    /// the register never reads as 1.
+    /// virtio 1.3 §2.6.1: the queue is as after a device reset, and the register reads as 1 until it is at rest.
     fn reset_queue(&mut self) -> Effect {
         let (index, fresh) = (self.queue_select, Queue { size: self.max_queue_size, ..Queue::default() });
         let negotiated = self.is_running() && self.driver_features & F_RING_RESET != 0;
         match self.selected_mut().filter(|queue| negotiated && queue.enabled) {
             Some(queue) => {
-                *queue = fresh;
+                *queue = Queue { resetting: true, ..fresh };
                 Effect::StopQueue(index)
             }
             None => Effect::Nothing,
@@ -313,7 +338,7 @@ impl Common {
 
     fn accepts_features(&self) -> bool {
         let subset = self.driver_features & !self.offered == 0;
-        subset && self.driver_features & F_VERSION_1 != 0 && !self.refuses_drivers
+        subset && self.driver_features & F_VERSION_1 != 0
     }
 
     fn selected_mut(&mut self) -> Option<&mut Queue> {

@@ -24,7 +24,7 @@ use crate::kvm::event::Event;
 pub const STRIDE: u32 = 4;
 
 struct Doorbell {
-    kick: Event,
+    kick: Arc<Event>,
     running: bool,
     /// Where KVM listens for it.
     at: Option<u64>,
@@ -41,7 +41,7 @@ pub struct Doorbells {
 impl Doorbells {
     /// One for each queue, none of them running.
     pub fn new(vm: &Arc<VmFd>, queues: u16) -> io::Result<Doorbells> {
-        let bell = |_| Event::new().map(|kick| Doorbell { kick, running: false, at: None });
+        let bell = |_| Event::new().map(|kick| Doorbell { kick: Arc::new(kick), running: false, at: None });
         Ok(Doorbells {
             vm: Arc::clone(vm),
             area: None,
@@ -50,7 +50,7 @@ impl Doorbells {
     }
 
     /// The kick eventfd of a queue.
-    pub fn kick(&self, queue: u16) -> Option<&Event> {
+    pub fn kick(&self, queue: u16) -> Option<&Arc<Event>> {
         self.bells.get(usize::from(queue)).map(|bell| &bell.kick)
     }
 

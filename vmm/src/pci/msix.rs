@@ -79,7 +79,7 @@ impl Msix {
     }
 
     /// The eventfd of a line.
-    pub fn event(&self, line: usize) -> Option<&Event> {
+    pub fn event(&self, line: usize) -> Option<&Arc<Event>> {
         self.lines.get(line).map(|line| line.irq.event())
     }
 

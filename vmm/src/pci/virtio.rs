@@ -10,8 +10,9 @@
 //! device configuration, and nothing in between: notifications are ioeventfds ([`Doorbells`]), interrupts
 //! irqfds ([`Msix`]).
 //!
-//! One lock covers the function; where its BAR lies is known without it. A backend that fails costs its own
-//! driver a NEEDS_RESET and a configuration interrupt, and nobody else anything.
+//! One lock covers the function; where its BAR lies is known without it. A driver that asks its backend for the
+//! impossible gets a NEEDS_RESET and a configuration interrupt. A reset that the backend does not finish at once
+//! goes on behind the driver's back, which sees the old status until then.
 
 #![deny(
     clippy::unwrap_used,
@@ -22,9 +23,8 @@
 )]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::VmFd;
 
@@ -33,7 +33,6 @@ use super::config::{ConfigSpace, Identity};
 use super::doorbell::{Doorbells, STRIDE};
 use super::msix::{self, CONFIG_LINE, Msix, queue_line};
 use super::{BAR_BYTES, PciDevice};
-use crate::contended::{Contended, Guard};
 use crate::kvm::event::Event;
 use crate::kvm::irq::{IrqError, IrqRouter};
 
@@ -68,41 +67,39 @@ const WINDOW_DATA: usize = 16;
 const ISR_CONFIG: u8 = 1 << 1;
 const NO_BAR: u64 = u64::MAX;
 
-/// Why a backend did not do what it was asked. It has said so in the log.
+/// The driver asked for the impossible, which the backend has said in the log; after a reset it may try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The driver asked for the impossible; after a reset it may try again.
-    Driver,
-    /// The device is gone, for this driver and for all to come.
-    Device,
-}
+pub struct Fault;
 
 /// A virtqueue that is to be served.
-pub struct Ring<'a> {
+#[derive(Clone)]
+pub struct Ring {
     /// Index.
     pub index: u16,
     /// What the driver said of it, unchecked.
     pub queue: Queue,
     /// Raised by the driver.
-    pub kick: BorrowedFd<'a>,
+    pub kick: Arc<Event>,
     /// Raised to interrupt the driver.
-    pub call: BorrowedFd<'a>,
+    pub call: Arc<Event>,
 }
 
-/// The device behind a function. A call may block the vCPU that made it, but not without end.
+/// The device behind a function. A call may keep the vCPU that made it for a moment, but not until it is done.
 pub trait Backend: Send {
     /// A driver starts, with these features.
-    fn start(&mut self, features: u64, rings: &[Ring<'_>]) -> Result<(), Fault>;
+    fn start(&mut self, features: u64, rings: Vec<Ring>) -> Result<(), Fault>;
     /// A queue starts while others run.
-    fn start_ring(&mut self, features: u64, ring: &Ring<'_>) -> Result<(), Fault>;
-    /// A queue ends; after the return not one byte of the guest changes because of it.
-    fn stop_ring(&mut self, index: u16) -> Result<(), Fault>;
-    /// All queues end, as in [`Backend::stop_ring`].
-    fn stop(&mut self) -> Result<(), Fault>;
-    /// The device configuration.
-    fn config(&self) -> &[u8];
+    fn start_ring(&mut self, ring: Ring) -> Result<(), Fault>;
+    /// A queue ends: see [`Backend::is_at_rest`].
+    fn stop_ring(&mut self, index: u16);
+    /// All queues end: see [`Backend::is_at_rest`].
+    fn stop(&mut self);
+    /// From now on not one byte of the guest changes because of a queue that was ended.
+    fn is_at_rest(&self) -> bool;
+    /// Reads the device configuration; zeros beyond its end.
+    fn read_config(&self, offset: usize, data: &mut [u8]);
     /// A write of the driver to the device configuration; it may reach beyond its end.
-    fn write_config(&mut self, offset: usize, data: &[u8]) -> Result<(), Fault>;
+    fn write_config(&mut self, offset: usize, data: &[u8]);
 }
 
 /// What a function is made from.
@@ -135,8 +132,7 @@ pub enum FunctionError {
 pub struct VirtioPci<B> {
     /// Where BAR 0 is decoded, or [`NO_BAR`].
     bar: AtomicU64,
-    state: Contended<State<B>>,
-    free: Arc<Event>,
+    state: Mutex<State<B>>,
 }
 
 struct State<B> {
@@ -175,30 +171,31 @@ impl<B: Backend> VirtioPci<B> {
             window,
             backend,
         };
-        let free = Arc::new(Event::new().map_err(FunctionError::Event)?);
-        let state = Contended::new(state, Arc::clone(&free));
-        Ok(VirtioPci { bar: AtomicU64::new(NO_BAR), state, free })
+        Ok(VirtioPci { bar: AtomicU64::new(NO_BAR), state: Mutex::new(state) })
     }
 
-    /// Lets the backend do something that no driver asked for. A fault is told to the driver and returned. `None`
-    /// if the function is busy, and then [`VirtioPci::free`] is raised when it is not any more.
-    pub fn try_with_backend(
-        &self,
-        act: impl FnOnce(&mut B) -> Result<(), Fault>,
-    ) -> Option<Result<(), Fault>> {
-        let mut state = self.state.try_lock()?;
-        let outcome = act(&mut state.backend);
-        state.note(outcome);
-        Some(outcome)
+    /// Tells the driver of what the backend came upon, if `look` finds anything.
+    pub fn attend(&self, look: impl FnOnce() -> Result<(), Fault>) {
+        let mut state = self.lock();
+        state.note(look());
     }
 
-    /// See [`VirtioPci::try_with_backend`].
-    pub fn free(&self) -> &Event {
-        &self.free
+    /// Tells the driver that the device configuration has changed.
+    pub fn config_changed(&self) {
+        let mut state = self.lock();
+        if state.common.config_changed() {
+            state.raise_config();
+        }
     }
 
-    fn lock(&self) -> Guard<'_, State<B>> {
-        self.state.lock()
+    /// The driver's part of [`PciDevice::reset`]: the backend comes to rest when it is ready.
+    pub fn begin_reset(&self) {
+        self.lock().reset_device();
+    }
+
+    /// A vCPU that panicked in here must not take the others along.
+    fn lock(&self) -> MutexGuard<'_, State<B>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes known where the BAR is after a change of configuration space.
@@ -239,6 +236,7 @@ impl<B: Backend> PciDevice for VirtioPci<B> {
         self.lock().bar_write(offset, data);
     }
 
+    /// The backend is at rest already.
     fn reset(&self) {
         let mut state = self.lock();
         state.reset_device();
@@ -291,11 +289,12 @@ impl<B: Backend> State<B> {
         let (area, at) = split(offset);
         match area {
             COMMON => {
+                self.settle();
                 let queue_vector = self.msix.vector(queue_line(self.common.selected()));
                 self.common.read(at, data, self.msix.vector(CONFIG_LINE), queue_vector);
             }
             ISR => self.read_isr(at, data),
-            DEVICE => copy(self.backend.config(), at, data),
+            DEVICE => self.backend.read_config(at, data),
             TABLE => self.msix.read_table(at, data),
             PENDING => self.msix.read_pending(at, data),
             _ => data.fill(0),
@@ -306,13 +305,11 @@ impl<B: Backend> State<B> {
         let (area, at) = split(offset);
         match area {
             COMMON => {
+                self.settle();
                 let effect = self.common.write(at, data);
                 self.carry_out(effect);
             }
-            DEVICE => {
-                let outcome = self.backend.write_config(at, data);
-                self.note(outcome);
-            }
+            DEVICE => self.backend.write_config(at, data),
             NOTIFY => self.doorbells.ring(offset.saturating_sub(NOTIFY)),
             TABLE => self.msix.write_table(at, data),
             _ => {}
@@ -344,7 +341,7 @@ impl<B: Backend> State<B> {
         let queues: Vec<_> = self.common.enabled_queues().collect();
         let rings: Vec<_> =
             queues.iter().filter_map(|(i, queue)| ring(doorbells, msix, *i, *queue)).collect();
-        let outcome = self.backend.start(self.common.driver_features(), &rings);
+        let outcome = self.backend.start(self.common.driver_features(), rings);
         if outcome.is_ok() {
             queues.iter().for_each(|(index, _)| self.doorbells.set_running(*index, true));
         }
@@ -354,7 +351,7 @@ impl<B: Backend> State<B> {
     fn start_queue(&mut self, index: u16) {
         let queue = self.common.queue(index).unwrap_or_default();
         let Some(ring) = ring(&self.doorbells, &self.msix, index, queue) else { return };
-        let outcome = self.backend.start_ring(self.common.driver_features(), &ring);
+        let outcome = self.backend.start_ring(ring);
         if outcome.is_ok() {
             self.doorbells.set_running(index, true);
         }
@@ -363,41 +360,46 @@ impl<B: Backend> State<B> {
 
     fn stop_queue(&mut self, index: u16) {
         self.doorbells.set_running(index, false);
-        let outcome = self.backend.stop_ring(index);
+        self.backend.stop_ring(index);
         self.msix.set_vector(queue_line(index), msix::NO_VECTOR);
-        self.note(outcome);
+        self.settle();
     }
 
-    /// A reset always succeeds, since a driver waits for status 0 without end.
     fn reset_device(&mut self) {
+        self.common.begin_reset();
         for (index, _) in self.common.enabled_queues() {
             self.doorbells.set_running(index, false);
         }
-        let outcome = self.backend.stop();
-        self.common.reset();
-        self.msix.forget_vectors();
-        self.isr = 0;
-        self.note(outcome);
+        self.backend.stop();
+        self.settle();
+    }
+
+    /// Finishes a reset, of the device or of a queue, once that is at rest. A driver looks again and again.
+    fn settle(&mut self) {
+        if self.common.is_resetting() && self.backend.is_at_rest() && self.common.finish_reset() {
+            self.msix.forget_vectors();
+            self.isr = 0;
+        }
     }
 
     /// Tells the driver of a fault.
     fn note(&mut self, outcome: Result<(), Fault>) {
-        let Err(fault) = outcome else { return };
-        if fault == Fault::Device {
-            self.common.refuse_drivers();
+        if outcome.is_err() && self.common.needs_reset() {
+            self.raise_config();
         }
-        if self.common.needs_reset() {
-            self.isr |= ISR_CONFIG;
-            if let Some(event) = self.msix.event(CONFIG_LINE) {
-                event.raise();
-            }
+    }
+
+    fn raise_config(&mut self) {
+        self.isr |= ISR_CONFIG;
+        if let Some(event) = self.msix.event(CONFIG_LINE) {
+            event.raise();
         }
     }
 }
 
-fn ring<'a>(doorbells: &'a Doorbells, msix: &'a Msix, index: u16, queue: Queue) -> Option<Ring<'a>> {
-    let kick = doorbells.kick(index)?.as_fd();
-    let call = msix.event(queue_line(index))?.as_fd();
+fn ring(doorbells: &Doorbells, msix: &Msix, index: u16, queue: Queue) -> Option<Ring> {
+    let kick = Arc::clone(doorbells.kick(index)?);
+    let call = Arc::clone(msix.event(queue_line(index))?);
     Some(Ring { index, queue, kick, call })
 }
 

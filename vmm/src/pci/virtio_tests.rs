@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, Weak};
 
 use proptest::prelude::*;
@@ -15,6 +16,7 @@ const FEATURES: u64 = F_VERSION_1 | 1 << 40 | 2;
 struct Log {
     calls: Mutex<Vec<String>>,
     fault: Mutex<Option<Fault>>,
+    busy: AtomicBool,
 }
 
 struct Double(Arc<Log>, [u8; 8]);
@@ -27,24 +29,27 @@ impl Double {
 }
 
 impl Backend for Double {
-    fn start(&mut self, features: u64, rings: &[Ring<'_>]) -> Result<(), Fault> {
+    fn start(&mut self, features: u64, rings: Vec<Ring>) -> Result<(), Fault> {
         let rings: Vec<_> = rings.iter().map(|r| (r.index, r.queue.size)).collect();
         self.said(format!("start {features:#x} {rings:?}"))
     }
-    fn start_ring(&mut self, _features: u64, ring: &Ring<'_>) -> Result<(), Fault> {
+    fn start_ring(&mut self, ring: Ring) -> Result<(), Fault> {
         self.said(format!("start_ring {}", ring.index))
     }
-    fn stop_ring(&mut self, index: u16) -> Result<(), Fault> {
-        self.said(format!("stop_ring {index}"))
+    fn stop_ring(&mut self, index: u16) {
+        self.said(format!("stop_ring {index}")).unwrap();
     }
-    fn stop(&mut self) -> Result<(), Fault> {
-        self.said("stop".into())
+    fn stop(&mut self) {
+        self.said("stop".into()).unwrap();
     }
-    fn config(&self) -> &[u8] {
-        &self.1
+    fn is_at_rest(&self) -> bool {
+        !self.0.busy.load(Ordering::Relaxed)
     }
-    fn write_config(&mut self, offset: usize, data: &[u8]) -> Result<(), Fault> {
-        self.said(format!("write_config {offset} {data:?}"))
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        copy(&self.1, offset, data);
+    }
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        self.said(format!("write_config {offset} {data:?}")).unwrap();
     }
 }
 
@@ -150,11 +155,12 @@ fn the_device_configuration_is_the_backends() {
 }
 
 #[test]
-fn a_device_that_fails_asks_for_a_reset_once_and_then_refuses() {
-    let (device, log) = function(1);
+fn a_fault_is_told_to_the_driver_once() {
+    let (device, _) = function(1);
+    device.attend(|| Err(Fault));
+    assert_eq!(common8(&device, STATUS), 0, "no driver to be told");
     start(&device);
-    *log.fault.lock().unwrap() = Some(Fault::Device);
-    assert_eq!(device.try_with_backend(|backend| backend.said("event".into())), Some(Err(Fault::Device)));
+    device.attend(|| Err(Fault));
     assert_eq!(common8(&device, STATUS), 0x4f);
     assert!(device.lock().msix.event(CONFIG_LINE).unwrap().is_raised());
     let mut isr = [0];
@@ -162,16 +168,62 @@ fn a_device_that_fails_asks_for_a_reset_once_and_then_refuses() {
     assert_eq!(isr, [ISR_CONFIG]);
     device.bar_read(ISR, &mut isr);
     assert_eq!(isr, [0], "reading clears it");
+    device.attend(|| Err(Fault));
+    device.bar_read(ISR, &mut isr);
+    assert_eq!(isr, [0], "it knows");
     device.bar_write(STATUS, &[0]);
-    assert_eq!(common8(&device, STATUS), 0, "a driver waits for 0 without end");
     start(&device);
-    assert_eq!(common8(&device, STATUS), 0x03, "no FEATURES_OK from a device that is gone");
+    assert_eq!(common8(&device, STATUS), 0x0f);
+}
+
+#[test]
+fn virtio_4_1_4_3_1_the_status_is_not_0_before_the_device_is_at_rest() {
+    let (device, log) = function(1);
+    start(&device);
+    log.busy.store(true, Ordering::Relaxed);
+    device.bar_write(STATUS, &[0]);
+    assert_eq!(common8(&device, STATUS), 0x0f);
+    device.bar_write(STATUS, &[0x1f]);
+    device.bar_write(0x1c, &1u16.to_le_bytes());
+    device.attend(|| Err(Fault));
+    assert_eq!(common8(&device, STATUS), 0x0f, "nothing counts until then");
+    assert_eq!(calls(&log).len(), 2);
+    log.busy.store(false, Ordering::Relaxed);
+    assert_eq!(common8(&device, STATUS), 0);
+    start(&device);
+    assert_eq!(common8(&device, STATUS), 0x0f);
+}
+
+#[test]
+fn a_queue_says_so_until_its_reset_is_over() {
+    let (device, log) = function(1);
+    start(&device);
+    log.busy.store(true, Ordering::Relaxed);
+    device.bar_write(0x3a, &1u16.to_le_bytes());
+    device.bar_write(0x1c, &1u16.to_le_bytes());
+    assert_eq!((common8(&device, 0x3a), common8(&device, 0x1c)), (1, 0));
+    log.busy.store(false, Ordering::Relaxed);
+    assert_eq!(common8(&device, 0x3a), 0);
+    device.bar_write(0x1c, &1u16.to_le_bytes());
+    assert_eq!(calls(&log)[1..], ["stop_ring 0", "start_ring 0"]);
+}
+
+#[test]
+fn a_change_of_the_configuration_is_told_to_a_driver() {
+    let (device, _) = function(1);
+    device.config_changed();
+    assert!(!device.lock().msix.event(CONFIG_LINE).unwrap().is_raised());
+    start(&device);
+    let generation = common8(&device, 0x15);
+    device.config_changed();
+    assert_eq!(common8(&device, 0x15), generation + 1);
+    assert!(device.lock().msix.event(CONFIG_LINE).unwrap().is_raised());
 }
 
 #[test]
 fn a_driver_that_lied_may_try_again() {
     let (device, log) = function(1);
-    *log.fault.lock().unwrap() = Some(Fault::Driver);
+    *log.fault.lock().unwrap() = Some(Fault);
     start(&device);
     assert_eq!(common8(&device, STATUS), 0x4f);
     *log.fault.lock().unwrap() = None;

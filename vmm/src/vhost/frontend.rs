@@ -3,7 +3,7 @@
 //! In: requests as values. Out: what the daemon said, or a [`FrontendError`] that names the request. Acks are
 //! asked for where the daemon offers REPLY_ACK; where it does not, [`Frontend::fence`] makes sure that it has
 //! got everything so far. Nothing waits beyond the deadline it was given, whatever the daemon sends or does not
-//! send. Descriptors that come with an answer are closed: no request used here has any.
+//! send. Descriptors that come with an answer are closed, except the one of GET_INFLIGHT_FD.
 //!
 //! After [`FrontendError::Refused`] the conversation goes on; after any other error it is out of step and must
 //! be ended.
@@ -16,29 +16,29 @@
     clippy::panic
 )]
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use backends::proto::wire::F_PROTOCOL_FEATURES;
 use backends::proto::{
-    Code, Connection, Header, MemoryRegion, ProtocolFeatures, Reply, Request, TransportError, VringAddr,
-    VringFd,
+    Code, Connection, Frame, Header, Inflight, MemoryRegion, ProtocolFeatures, Reply, Request,
+    TransportError, VringAddr, VringFd,
 };
 
+use rustix::fs::{FallocateFlags, fallocate, fstat};
+
 use super::kind::{DeviceKind, Offer};
-use crate::pci::common::F_RING_PACKED;
 use crate::pci::virtio::{MAX_QUEUES, Ring};
 
 /// Protocol features that are taken if offered. Memory slots are not among them: guest RAM is two regions at
 /// most, which one SET_MEM_TABLE carries.
-const WANTED: ProtocolFeatures =
-    ProtocolFeatures::MQ.union(ProtocolFeatures::REPLY_ACK).union(ProtocolFeatures::CONFIG);
+const WANTED: ProtocolFeatures = ProtocolFeatures::MQ
+    .union(ProtocolFeatures::REPLY_ACK)
+    .union(ProtocolFeatures::CONFIG)
+    .union(ProtocolFeatures::INFLIGHT_SHMFD);
 /// How much of a configuration space that should not be there is looked at.
 const LOOK_BYTES: u16 = 8;
-/// Base of a packed ring that begins: both indices 0, both wrap counters 1 (vhost-user GET_VRING_BASE).
-const PACKED_BASE: u32 = 0x8000_8000;
-
 /// Why a request was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontendError {
@@ -88,6 +88,28 @@ pub struct RingAddresses {
     pub available: u64,
     /// Used ring (packed: device event suppression).
     pub used: u64,
+}
+
+/// What a daemon wrote down of requests in flight ("Inflight I/O tracking"), kept for the one that comes after it.
+#[derive(Debug)]
+pub struct InflightRegion {
+    file: OwnedFd,
+    what: Inflight,
+}
+
+impl InflightRegion {
+    /// Makes it new: nothing is in flight for a driver that begins, whatever happened to the one before.
+    fn clear(&self) -> rustix::io::Result<()> {
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.file, punch, self.what.mmap_offset, self.what.size_bytes)
+    }
+
+    /// Not empty, and wholly in its file.
+    fn is_sound(&self) -> bool {
+        let file = fstat(&self.file).ok().and_then(|stat| u64::try_from(stat.st_size).ok()).unwrap_or(0);
+        let end = self.what.mmap_offset.checked_add(self.what.size_bytes);
+        self.what.size_bytes > 0 && end.is_some_and(|end| end <= file)
+    }
 }
 
 /// A connection to a daemon.
@@ -144,28 +166,64 @@ impl Frontend {
         self.tell(&Request::SetMemTable(regions.to_vec()), &fds, deadline)
     }
 
-    /// Hands a virtqueue to the daemon, from its beginning. It raises `error` when it finds the ring broken.
+    /// Asks for a region in which the daemon tracks what is in flight in this many virtqueues of this size at
+    /// most; `None` if it tracks nothing.
+    pub fn get_inflight(
+        &mut self,
+        queues: u16,
+        queue_size: u16,
+        deadline: Instant,
+    ) -> Result<Option<InflightRegion>, FrontendError> {
+        if !self.protocol.contains(ProtocolFeatures::INFLIGHT_SHMFD) {
+            return Ok(None);
+        }
+        let code = Code::GetInflightFd;
+        let wanted = Inflight { size_bytes: 0, mmap_offset: 0, queues, queue_size };
+        self.send(&Request::GetInflightFd(wanted), &[], false, deadline)?;
+        let mut frame = self.receive_frame(code, deadline)?;
+        let (reply, file) = (decode(code, &frame)?, frame.fds.pop());
+        let (Reply::Inflight(told), Some(file), true) = (reply, file, frame.fds.is_empty()) else {
+            return Err(garbage(code, "it does not carry one descriptor".to_owned()));
+        };
+        let region = InflightRegion { file, what: Inflight { queues, queue_size, ..told } };
+        if !region.is_sound() {
+            return Err(garbage(code, format!("{told:?} is not what its file holds")));
+        }
+        region.clear().map_err(|errno| garbage(code, format!("its file cannot be cleared: {errno}")))?;
+        Ok(Some(region))
+    }
+
+    /// Hands a region back, with what the daemon before this one was doing.
+    pub fn set_inflight(&mut self, region: &InflightRegion, deadline: Instant) -> Result<(), FrontendError> {
+        self.tell(&Request::SetInflightFd(region.what), &[region.file.as_fd()], deadline)
+    }
+
+    /// The daemon tracks what is in flight.
+    pub fn has_inflight(&self) -> bool {
+        self.protocol.contains(ProtocolFeatures::INFLIGHT_SHMFD)
+    }
+
+    /// Hands a virtqueue to the daemon, to go on at `base`. It raises `error` when it finds the ring broken.
     pub fn start_ring(
         &mut self,
-        ring: &Ring<'_>,
+        ring: &Ring,
         at: RingAddresses,
-        features: u64,
+        base: u32,
         error: BorrowedFd<'_>,
         deadline: Instant,
     ) -> Result<(), FrontendError> {
         let index = u32::from(ring.index);
-        let base = if features & F_RING_PACKED != 0 { PACKED_BASE } else { 0 };
         self.tell(&Request::SetVringNum { index, num: ring.queue.size.into() }, &[], deadline)?;
         self.tell(&Request::SetVringBase { index, base }, &[], deadline)?;
         let RingAddresses { descriptor, available, used } = at;
         let addresses = VringAddr { index, flags: 0, descriptor, used, available, log: 0 };
         self.tell(&Request::SetVringAddr(addresses), &[], deadline)?;
         let vring = VringFd { index: u8::try_from(ring.index).unwrap_or(u8::MAX), has_fd: true };
-        self.tell(&Request::SetVringCall(vring), &[ring.call], deadline)?;
+        self.tell(&Request::SetVringCall(vring), &[ring.call.as_fd()], deadline)?;
         // A daemon that tells of no errors is none the worse for it.
         let told = self.tell(&Request::SetVringErr(vring), &[error], deadline);
         told.or_else(|error| if error.is_refusal() { Ok(()) } else { Err(error) })?;
-        self.tell(&Request::SetVringKick(vring), &[ring.kick], deadline)?;
+        self.tell(&Request::SetVringKick(vring), &[ring.kick.as_fd()], deadline)?;
         // Without protocol features rings begin enabled, and the message must not be sent.
         if self.has_protocol_features {
             self.tell(&Request::SetVringEnable { index, enable: 1 }, &[], deadline)?;
@@ -295,6 +353,11 @@ impl Frontend {
     }
 
     fn receive(&mut self, code: Code, deadline: Instant) -> Result<Reply, FrontendError> {
+        let frame = self.receive_frame(code, deadline)?;
+        decode(code, &frame)
+    }
+
+    fn receive_frame(&mut self, code: Code, deadline: Instant) -> Result<Frame, FrontendError> {
         let received = self.connection.recv(deadline);
         let frame = received.map_err(|cause| match cause {
             TransportError::TooLong(_) => garbage(code, cause.to_string()),
@@ -304,9 +367,19 @@ impl Frontend {
         if !frame.header.is_reply() || frame.header.request != code as u32 {
             return Err(garbage(code, format!("its header is that of message {}", frame.header.request)));
         }
-        let length = || garbage(code, format!("its payload has {} bytes", frame.payload.len()));
-        Reply::decode(code, &frame.payload).ok_or_else(length)
+        Ok(frame)
     }
+}
+
+impl AsFd for Frontend {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}
+
+fn decode(code: Code, frame: &Frame) -> Result<Reply, FrontendError> {
+    let length = || garbage(code, format!("its payload has {} bytes", frame.payload.len()));
+    Reply::decode(code, &frame.payload).ok_or_else(length)
 }
 
 /// The moment that is so far from now.

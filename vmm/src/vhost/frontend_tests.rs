@@ -48,7 +48,8 @@ fn a_daemon_with_everything_is_asked_in_order() {
 
 #[test]
 fn only_what_is_used_is_negotiated() {
-    let (mut frontend, daemon) = pair(Fake::blk(), |_| Twist::Regular);
+    let everything = Fake { protocol: ProtocolFeatures::all(), ..Fake::blk() };
+    let (mut frontend, daemon) = pair(everything, |_| Twist::Regular);
     frontend.greet(kind("blk"), within(PATIENCE)).unwrap();
     let taken = daemon.requests().into_iter().find(|request| request.code() == Code::SetProtocolFeatures);
     assert_eq!(taken, Some(Request::SetProtocolFeatures(WANTED.bits())));

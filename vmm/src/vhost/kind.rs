@@ -279,6 +279,12 @@ impl DeviceKind {
         self.row.name == "net"
     }
 
+    /// Whether writes to the configuration space are settings, which a daemon that comes back must be told of. The
+    /// one field of a console that can be written prints a character (emerg_wr, virtio 1.3 §5.3.4).
+    pub fn keeps_config(self) -> bool {
+        self.row.name != "console"
+    }
+
     /// How to start what should be on the socket.
     pub fn start_hint(self, socket: &Path) -> String {
         match self.row.daemon {

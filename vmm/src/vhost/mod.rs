@@ -15,16 +15,20 @@
     clippy::panic
 )]
 
+pub mod address;
+pub mod agreement;
+pub mod daemon;
 pub mod device;
 pub mod frontend;
 pub mod kind;
+pub mod link;
+pub mod restore;
 pub mod socket;
 pub mod spec;
 
 #[cfg(test)]
 mod testing;
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,9 +40,12 @@ pub use self::device::VhostPciDevice;
 pub use self::kind::DeviceKind;
 pub use self::spec::{DeviceSpec, SpecError, give_names};
 
+use self::agreement::Agreement;
 use self::device::VhostBackend;
 use self::frontend::{Frontend, FrontendError, within};
 use self::kind::{Offer, QueueCount};
+use self::link::{DRAIN_DEADLINE, Link};
+use self::restore::Contract;
 use crate::kvm::event::Event;
 use crate::kvm::irq::IrqRouter;
 use crate::memory::GuestRam;
@@ -131,6 +138,9 @@ pub enum Problem {
         "queue-size={0}: the daemon there does not take virtqueues of that size; use a smaller one, or leave queue-size out"
     )]
     QueueSize(u16),
+    /// The device's thread could not be started.
+    #[error("cannot start a thread for it: {0}; raise the limit of processes (ulimit -u)")]
+    Thread(std::io::Error),
     /// The PCI function could not be made.
     #[error("{0}")]
     Function(#[from] FunctionError),
@@ -146,7 +156,18 @@ pub fn connect(
     vm: &Arc<VmFd>,
     irq: &Arc<IrqRouter>,
 ) -> Result<Arc<VhostPciDevice>, Error> {
-    let device = attach(spec, ram, vm, irq);
+    connect_within(spec, ram, vm, irq, DRAIN_DEADLINE)
+}
+
+/// As [`connect`], with a daemon that may take this long to drain a queue.
+fn connect_within(
+    spec: &DeviceSpec,
+    ram: &Arc<GuestRam>,
+    vm: &Arc<VmFd>,
+    irq: &Arc<IrqRouter>,
+    drain: Duration,
+) -> Result<Arc<VhostPciDevice>, Error> {
+    let device = attach(spec, ram, vm, irq, drain);
     device.map(Arc::new).map_err(|problem| Error { kind: spec.kind, socket: spec.socket.clone(), problem })
 }
 
@@ -155,12 +176,10 @@ fn attach(
     ram: &Arc<GuestRam>,
     vm: &Arc<VmFd>,
     irq: &Arc<IrqRouter>,
+    drain: Duration,
 ) -> Result<VhostPciDevice, Problem> {
     let deadline = within(CONNECT_DEADLINE);
     let stream = socket::connect(spec, deadline).map_err(Problem::Socket)?;
-    let watched =
-        stream.try_clone().map_err(|error| Problem::Socket(format!("cannot duplicate it: {error}")))?;
-    let watched = Arc::new(OwnedFd::from(watched));
     let lost = |cause| problem_of(FrontendError::Lost(cause), spec);
     let mut frontend = Frontend::new(stream).map_err(lost)?;
     let offer = frontend.greet(spec.kind, deadline).map_err(|error| problem_of(error, spec))?;
@@ -175,12 +194,28 @@ fn attach(
         max_queue_size: spec.queue_size.unwrap_or(DEFAULT_QUEUE_SIZE),
     };
     let config = guest_config(spec.kind, offer.config.unwrap_or_default(), queues);
+    let contract = Contract {
+        kind: spec.kind,
+        features: shape.features,
+        queues,
+        queue_size: shape.max_queue_size,
+        config_bytes: config.len(),
+    };
+    let agreement = Arc::new(Agreement::new(config).map_err(FunctionError::Event)?);
     let label = format!("{} ({})", spec.id, spec.socket.display());
-    let errors = Arc::new(Event::new().map_err(FunctionError::Event)?);
-    let (socket, raised) = (Arc::clone(&watched), Arc::clone(&errors));
-    let backend = VhostBackend::new(label, socket, raised, frontend, Arc::clone(ram), config);
-    let function = VirtioPci::new(&shape, backend, vm, irq)?;
-    Ok(VhostPciDevice::new(spec.id.clone(), watched, errors, function))
+    let backend = VhostBackend::new(label.clone(), Arc::clone(&agreement), Arc::clone(ram));
+    let function = Arc::new(VirtioPci::new(&shape, backend, vm, irq)?);
+    let link = Link {
+        label,
+        spec: spec.clone(),
+        contract,
+        ram: Arc::clone(ram),
+        agreement,
+        function: Arc::downgrade(&function),
+        errors: Event::new().map_err(FunctionError::Event)?,
+        drain,
+    };
+    VhostPciDevice::start(function, link, frontend).map_err(Problem::Thread)
 }
 
 fn check_type(spec: &DeviceSpec, offer: &Offer) -> Result<(), Problem> {

@@ -8,20 +8,23 @@
     clippy::arithmetic_side_effects
 )]
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use backends::proto::wire::F_PROTOCOL_FEATURES;
-use backends::proto::{Code, Connection, Header, ProtocolFeatures, Reply, Request, TransportError};
+use backends::proto::{Code, Connection, Header, Inflight, ProtocolFeatures, Reply, Request, TransportError};
 
 use super::frontend::within;
 use crate::pci::common::F_VERSION_1;
 
 /// No test waits longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Size of the regions that the daemon gives out.
+pub const INFLIGHT_BYTES: u64 = 8192;
 
 /// What the daemon offers.
 #[derive(Clone, Debug)]
@@ -62,6 +65,9 @@ impl Fake {
             Request::GetProtocolFeatures => Some(Reply::U64(self.protocol.bits())),
             Request::GetQueueNum => Some(Reply::U64(self.queues)),
             Request::GetVringBase { index } => Some(Reply::VringState { index: *index, base: 7 }),
+            Request::GetInflightFd(wanted) => {
+                Some(Reply::Inflight(Inflight { size_bytes: INFLIGHT_BYTES, ..*wanted }))
+            }
             Request::GetConfig { offset, size } => {
                 let (from, size) = (*offset as usize, *size as usize);
                 let mut data = self.config.get(from..).unwrap_or_default().to_vec();
@@ -91,6 +97,8 @@ pub enum Twist {
     Reply(Code, Reply),
     /// Send the regular answer with this many descriptors.
     WithDescriptors(usize),
+    /// Send this reply with these descriptors.
+    Descriptors(Reply, Vec<OwnedFd>),
 }
 
 /// A running script and what it heard.
@@ -142,6 +150,10 @@ fn talk(
         // Nobody may listen any more; the test has seen what it wanted.
         let _ = said.send((request, frame.fds));
         let sent = match (twist, regular) {
+            (Twist::Regular, Some(Reply::Inflight(what))) => {
+                send_with(&mut connection, number, &Reply::Inflight(what), &[memfd(what.size_bytes)])
+            }
+            (Twist::Descriptors(reply, fds), _) => send_with(&mut connection, number, &reply, &fds),
             (Twist::Regular, Some(reply)) => send(&mut connection, number, &reply, 0),
             (Twist::Regular, None) | (Twist::Mute, _) => Ok(()),
             (Twist::HangUp, _) => return,
@@ -157,9 +169,26 @@ fn talk(
 }
 
 fn send(connection: &mut Connection, request: u32, reply: &Reply, fds: usize) -> Result<(), TransportError> {
+    let fds: Vec<_> = (0..fds).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
+    send_with(connection, request, reply, &fds)
+}
+
+/// A file of that many bytes, none of them 0.
+pub fn memfd(bytes: u64) -> OwnedFd {
+    let file = rustix::fs::memfd_create("inflight", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let bytes = vec![0xff; usize::try_from(bytes).unwrap()];
+    assert_eq!(rustix::io::write(&file, &bytes), Ok(bytes.len()));
+    file
+}
+
+fn send_with(
+    connection: &mut Connection,
+    request: u32,
+    reply: &Reply,
+    fds: &[OwnedFd],
+) -> Result<(), TransportError> {
     let payload = reply.payload();
-    let file = std::fs::File::open("/dev/null").unwrap();
-    let fds: Vec<_> = (0..fds).map(|_| std::os::fd::AsFd::as_fd(&file)).collect();
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
     connection.send(Header::reply(request, payload.len()), &payload, &fds, within(PATIENCE))
 }
 
