@@ -35,6 +35,7 @@ pub mod metal;
 pub mod oracle;
 pub mod random;
 pub mod restart;
+pub mod resume;
 pub mod served;
 pub mod vmm;
 pub mod wait;

@@ -4,6 +4,7 @@ mod badop;
 mod blk;
 mod console;
 mod evil_pci;
+mod hold;
 mod info;
 mod irq;
 mod outlive;
@@ -62,6 +63,7 @@ pub fn run(machine: &Machine) -> Outcome {
         Some("rng") => rng::run(machine),
         Some("queues") => queues::run(machine),
         Some("irq") => irq::run(machine),
+        Some("hold") => hold::run(machine),
         Some("outlive") => outlive::run(machine),
         Some("blk") => blk::run(machine),
         Some("console") => console::run(machine),
