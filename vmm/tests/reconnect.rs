@@ -93,7 +93,7 @@ fn a_daemon_killed_while_idle_is_waited_for() {
 }
 
 #[test]
-fn requests_in_flight_come_back_exactly_once_over_many_kills() {
+fn m03_requests_in_flight_come_back_exactly_once_over_many_kills() {
     let mut daemon = rng();
     let mut guest = Guest::start("inflight=4", daemon.socket());
     guest.assert_serves();
@@ -169,7 +169,7 @@ fn a_machine_ends_while_the_daemon_is_away() {
 }
 
 #[test]
-fn a_daemon_that_goes_during_the_handshake_is_waited_for() {
+fn m03_a_daemon_that_goes_during_the_handshake_is_waited_for() {
     for code in
         [Code::SetFeatures, Code::SetMemTable, Code::SetVringAddr, Code::SetVringKick, Code::SetVringEnable]
     {

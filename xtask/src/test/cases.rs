@@ -4,7 +4,7 @@
 //! Out: rows case x daemon x ring x result, one for each combination that applies and for each that is tested.
 //! A case that applies and has no test is `missing`, which is a failure; one that does not apply yet is `later`,
 //! with its reason. The daemon and the kind of ring are read from a test's path (`rng::packed::g03_...`), the
-//! daemon else from the name of its binary.
+//! daemon else from the name of its binary. The VMM counts as one, for the cases that name it.
 
 mod list;
 
@@ -19,8 +19,17 @@ use super::case::{Case, Verdict};
 use list::{CaseList, Listed, RINGS};
 
 /// Folders of daemons, and how tests call them.
-const DAEMONS: [(&str, &str); 5] =
-    [("balloon", "balloon"), ("blk", "blk"), ("console", "console"), ("net-overlay", "net"), ("rng", "rng")];
+const DAEMONS: [(&str, &str); 6] = [
+    ("balloon", "balloon"),
+    ("blk", "blk"),
+    ("console", "console"),
+    ("net-overlay", "net"),
+    ("rng", "rng"),
+    ("vmm", VMM),
+];
+/// The VMM, and its binary.
+const VMM: &str = "vmm";
+const VMM_BINARY: &str = "outboard";
 /// Who is tested where no daemon is named.
 const LIBRARY: &str = "backends";
 /// Which tests nextest is to run: those whose own name begins with an id.
@@ -183,6 +192,7 @@ fn keys(test: &str) -> Vec<Key> {
     let segments: Vec<&str> = path.split("::").collect();
     let names = DAEMONS.map(|(_, name)| name);
     let of_binary = binary.split(|c: char| !c.is_ascii_alphanumeric());
+    let of_binary = of_binary.map(|word| if word == VMM_BINARY { VMM } else { word });
     let daemon = segments.iter().copied().chain(of_binary).find(|word| names.contains(word));
     let ring = segments.iter().find(|segment| RINGS.contains(segment)).copied();
     let ids = segments.last().into_iter().flat_map(|name| name.split('_')).map_while(id);
@@ -271,6 +281,8 @@ mod tests {
         assert_eq!(ids("b::a_64_bit_name"), Vec::<String>::new());
         assert_eq!(keys("tests::blk_faults$k17_x")[0].1, "blk");
         assert_eq!(keys("tests::own_device$f16_x")[0].1, LIBRARY);
+        assert_eq!(keys("outboard::reconnect$m02_x")[0].1, VMM);
+        assert_eq!(keys("outboard$vhost::device::tests::m01_x")[0].1, VMM);
     }
 
     #[test]

@@ -54,9 +54,12 @@ impl CaseList {
 }
 
 impl Listed {
-    /// Whether this daemon needs a test of it.
+    /// Whether this daemon needs a test of it. The VMM is named where it does.
     pub fn applies_to(&self, daemon: &str) -> bool {
-        self.daemons.as_ref().is_none_or(|daemons| daemons.iter().any(|other| other == daemon))
+        match &self.daemons {
+            Some(daemons) => daemons.iter().any(|other| other == daemon),
+            None => daemon != super::VMM,
+        }
     }
 
     /// Kinds of ring that need a test; `-` where any will do.
