@@ -144,6 +144,19 @@ fn bind(path: &Path) -> Result<UnixListener, PathProblem> {
     UnixListener::bind(path).map_err(PathProblem::Bind)
 }
 
+/// Whether the path that `option` named can be connected to, now or later: nobody needs to listen there yet.
+///
+/// # Errors
+/// [`SocketError::Path`]: it is too long, or something that is no socket is there.
+pub fn check_peer(option: &'static str, path: &Path) -> Result<(), SocketError> {
+    let problem = match std::fs::metadata(path) {
+        _ if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES => PathProblem::TooLong(path.as_os_str().len()),
+        Ok(file) if !file.file_type().is_socket() => PathProblem::NoSocket,
+        _ => return Ok(()),
+    };
+    Err(SocketError::Path { option, path: path.into(), problem })
+}
+
 /// A connection is tried without waiting: a listener whose backlog is full is one too. One whose process is gone is
 /// none: after a kill io_uring holds its socket for some milliseconds.
 fn somebody_listens(path: &Path) -> bool {

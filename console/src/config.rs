@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use backends::daemon::{Failure, Program};
 
 use crate::device::Console;
+use crate::host::connect::Connect;
 use crate::host::pty::{Pty, PtyError};
 use crate::host::stdio::Stdio;
 use crate::host::unix::Unix;
@@ -24,6 +25,10 @@ pub struct Options {
     /// Connect it to clients of this unix socket, one at a time
     #[arg(long, value_name = "PATH")]
     pub listen: Option<PathBuf>,
+
+    /// Connect it to whoever listens on this unix socket, again whenever that is lost
+    #[arg(long, value_name = "PATH")]
+    pub connect: Option<PathBuf>,
 }
 
 impl Program for Options {
@@ -37,6 +42,7 @@ impl Program for Options {
         Examples:\n  \
         outboard-console --socket-path /run/outboard/vm1/console.sock --listen /run/outboard/vm1/hvc0.sock\n  \
         socat -,raw,echo=0 UNIX-CONNECT:/run/outboard/vm1/hvc0.sock\n  \
+        outboard-console --socket-path /run/outboard/vm1/console.sock --connect /run/log.sock\n  \
         outboard-console --socket-path /run/outboard/vm1/console.sock --pty /run/outboard/vm1/hvc0\n  \
         screen /run/outboard/vm1/hvc0";
 
@@ -44,16 +50,21 @@ impl Program for Options {
         if let Some(link) = &self.pty {
             let pty = Pty::open(link)?;
             let terminal = pty.terminal();
-            return Ok(Console::new(Box::new(pty), terminal));
+            return Ok(Console::new(|| pty, terminal));
         }
         if let Some(path) = &self.listen {
-            return Ok(Console::new(Box::new(Unix::open(path)?), None));
+            let unix = Unix::open(path)?;
+            return Ok(Console::new(|| unix, None));
+        }
+        if let Some(path) = self.connect {
+            Connect::check(&path)?;
+            return Ok(Console::new(|| Connect::new(path), None));
         }
         let stdio = Stdio::open().map_err(|cause| {
             Failure::host(format!("--stdio: cannot use standard input and output: {cause}; leave both open"))
         })?;
         let terminal = stdio.terminal();
-        Ok(Console::new(Box::new(stdio), terminal))
+        Ok(Console::new(|| stdio, terminal))
     }
 }
 

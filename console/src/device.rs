@@ -14,16 +14,23 @@ use crate::host::HostSide;
 use crate::port::Port;
 use crate::wire::{self, F_SIZE, QUEUES, RECEIVEQ, Size, TRANSMITQ};
 
-/// The device. It holds the host side until its only worker takes it over.
+/// Makes the host side, in the worker's thread, of what was opened at the start of the program.
+type Opened = Box<dyn FnOnce() -> Box<dyn HostSide> + Send>;
+
+/// The device. It holds what the host side is made of until its only worker takes it over.
 pub struct Console {
-    host: Mutex<Option<Box<dyn HostSide>>>,
+    host: Mutex<Option<Opened>>,
     terminal: Option<OwnedFd>,
 }
 
 impl Console {
-    /// A console whose port is `host`, and whose size is that of `terminal`.
-    pub fn new(host: Box<dyn HostSide>, terminal: Option<OwnedFd>) -> Console {
-        Console { host: Mutex::new(Some(host)), terminal }
+    /// A console whose port is what `host` makes, and whose size is that of `terminal`.
+    pub fn new<H: HostSide + 'static>(
+        host: impl FnOnce() -> H + Send + 'static,
+        terminal: Option<OwnedFd>,
+    ) -> Console {
+        let opened: Opened = Box::new(|| Box::new(host()));
+        Console { host: Mutex::new(Some(opened)), terminal }
     }
 
     /// The terminal's size at this moment, if it has one.
@@ -57,7 +64,7 @@ impl Device for Console {
         let host = self.host.lock().unwrap_or_else(PoisonError::into_inner).take();
         let host =
             host.ok_or_else(|| io::Error::other("the host side failed before; start the daemon again"))?;
-        Ok(Ports { port: Port::new(host) })
+        Ok(Ports { port: Port::new(host()) })
     }
 }
 
@@ -86,6 +93,10 @@ impl Handler for Ports {
 
     fn ready(&mut self, source: Source, queues: &mut Queues, io: &mut Io<'_, Infallible>) {
         self.port.ready(source, queues, io);
+    }
+
+    fn told(&mut self, queues: &mut Queues, _: &mut Io<'_, Infallible>) {
+        self.port.go_on(queues);
     }
 
     fn quiesce(&mut self, queue: &mut Queue) {

@@ -1,7 +1,7 @@
 //! The console device (virtio 1.3 §5.3): a byte stream each way between a guest and one place on the host.
 //!
 //! ```text
-//! receiveq  ◄── Port::receive  ◄── readv  ── host::{stdio, pty, unix}
+//! receiveq  ◄── Port::receive  ◄── readv  ── host::{stdio, pty, unix, connect}
 //! transmitq ──► Port::transmit ──► writev ─►      one reader and writer at a time
 //! ```
 //! Both queues belong to one worker, which owns the [`port::Port`], so nothing is locked. The port stays when

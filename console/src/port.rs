@@ -30,6 +30,7 @@
 )]
 
 use std::io;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use backends::device::{Queues, Source, Turn};
@@ -98,6 +99,11 @@ impl Port {
     /// Something happened on the host side: whatever can go on now goes on.
     pub fn ready(&mut self, source: Source, queues: &mut Queues, io: &mut HostIo<'_>) {
         self.host.ready(source, io);
+        self.go_on(queues);
+    }
+
+    /// The host side is not what it was: whatever can go on now goes on.
+    pub fn go_on(&mut self, queues: &mut Queues) {
         self.flush();
         for index in [RECEIVEQ, TRANSMITQ] {
             if let Some(queue) = queues.get(index) {
@@ -215,12 +221,12 @@ impl Port {
     /// Writes the backlog to a reader who is there, for a short time.
     fn drain(&mut self) {
         let until = Instant::now().checked_add(DRAIN_PATIENCE);
+        let Some(fd) = self.host.writer() else { return };
         while !self.backlog.is_empty() {
-            let Some(fd) = self.host.writer() else { return };
-            if !await_writable(fd, until) {
+            if !await_writable(fd.as_fd(), until) {
                 return;
             }
-            let Ok(count) = rustix::io::writev(fd, &self.backlog.slices()) else { return };
+            let Ok(count) = rustix::io::writev(&fd, &self.backlog.slices()) else { return };
             self.backlog.consume(count);
             self.counts.to_host = self.counts.to_host.wrapping_add(u64::try_from(count).unwrap_or(0));
         }

@@ -3,9 +3,12 @@
 //! In: readiness, and attempts to read or write. Out: [`Moved`]. Nothing here blocks or keeps bytes: a reader
 //! who is slow and a reader who is not there are different answers, and what to do then is for
 //! [`crate::port`] to say. Who the other side is changes only in [`HostSide::ready`]: an attempt that finds it
-//! gone says [`Moved::Nobody`], and the readiness that tells of it is on its way.
+//! gone says [`Moved::Nobody`], and the readiness that tells of it is on its way. One that has a task of its own
+//! changes there, and has the handler told.
 //! Descriptors are opened at the start of the program and watched from the worker's start to its end.
 
+pub mod connect;
+pub mod left;
 pub mod pty;
 pub mod stdio;
 pub mod unix;
@@ -37,8 +40,8 @@ pub enum Moved {
     Nobody,
 }
 
-/// One kind of host side.
-pub trait HostSide: Send {
+/// One kind of host side. It lives in the worker's thread.
+pub trait HostSide {
     /// Watches what has to be watched.
     ///
     /// # Errors
@@ -60,7 +63,7 @@ pub trait HostSide: Send {
     fn write(&mut self, call: Call<'_>) -> Moved;
 
     /// Where a reader is now, to give it the rest at the end of the daemon.
-    fn writer(&self) -> Option<BorrowedFd<'_>>;
+    fn writer(&self) -> Option<OwnedFd>;
 
     /// Bytes that were sent to the guest and given up because too many senders left before it read them.
     fn lost_input(&self) -> u64 {
@@ -70,8 +73,8 @@ pub trait HostSide: Send {
 
 /// A descriptor with what is known of its readiness: ready until it says that it is not.
 #[derive(Debug)]
-pub struct Channel {
-    fd: OwnedFd,
+pub struct Channel<F = OwnedFd> {
+    fd: F,
     source: Source,
     readable: bool,
     writable: bool,
@@ -81,9 +84,9 @@ pub struct Channel {
     output_over: bool,
 }
 
-impl Channel {
+impl<F: AsFd> Channel<F> {
     /// A non-blocking descriptor, not watched yet.
-    pub fn new(fd: OwnedFd, source: Source) -> Channel {
+    pub fn new(fd: F, source: Source) -> Channel<F> {
         Channel { fd, source, readable: true, writable: true, input_over: false, output_over: false }
     }
 
@@ -101,6 +104,11 @@ impl Channel {
     /// Its name.
     pub fn source(&self) -> Source {
         self.source
+    }
+
+    /// The descriptor alone.
+    pub fn into_inner(self) -> F {
+        self.fd
     }
 
     /// It may be ready again.
@@ -178,15 +186,9 @@ impl Channel {
     }
 }
 
-impl AsFd for Channel {
+impl<F: AsFd> AsFd for Channel<F> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-}
-
-impl From<Channel> for OwnedFd {
-    fn from(channel: Channel) -> OwnedFd {
-        channel.fd
     }
 }
 

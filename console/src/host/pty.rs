@@ -11,7 +11,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -110,8 +110,8 @@ impl HostSide for Pty {
         if self.reader { self.master.write(call) } else { Moved::Nobody }
     }
 
-    fn writer(&self) -> Option<BorrowedFd<'_>> {
-        self.reader.then(|| self.master.as_fd())
+    fn writer(&self) -> Option<OwnedFd> {
+        self.reader.then(|| self.master.as_fd().try_clone_to_owned().ok()).flatten()
     }
 }
 

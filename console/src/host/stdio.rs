@@ -79,8 +79,8 @@ impl HostSide for Stdio {
         self.output.write(call)
     }
 
-    fn writer(&self) -> Option<BorrowedFd<'_>> {
-        self.output.takes_output().then(|| self.output.as_fd())
+    fn writer(&self) -> Option<OwnedFd> {
+        self.output.takes_output().then(|| self.output.as_fd().try_clone_to_owned().ok()).flatten()
     }
 }
 

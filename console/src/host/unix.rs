@@ -2,12 +2,10 @@
 //!
 //! The others wait in the backlog of the socket. A client that has gone altogether is replaced by the next at
 //! once; one that only ended its own sending stays as a reader. What a client sent before it went is still
-//! given to the guest, before anything of the next: such connections are kept, [`MAX_LEFT`] of them; when
-//! there are more, the oldest is closed and its unread bytes are counted.
+//! given to the guest, before anything of the next ([`Left`]).
 
-use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -16,24 +14,21 @@ use backends::device::Source;
 use backends::engine::Interest;
 use backends::log::Gate;
 use backends::options::{PathProblem, SocketError, listen};
-use rustix::io::{Errno, ioctl_fionread};
-use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
 
+use super::left::Left;
 use super::{Call, Channel, HostIo, HostSide, Moved};
 
 const LISTENER: Source = Source(0);
-/// Connections of clients that went before the guest had read what they sent.
-const MAX_LEFT: usize = 16;
 /// The socket and whoever is connected to it.
 pub struct Unix {
     listener: UnixListener,
     path: PathBuf,
     client: Option<Channel>,
-    /// Oldest first; closed by their clients, with bytes that the guest has not read.
-    left: VecDeque<OwnedFd>,
+    left: Left<OwnedFd>,
     /// Every client is watched under a name of its own, so that late news of one is not taken for the next's.
     next: u16,
-    lost_input: u64,
     refusals: Gate,
 }
 
@@ -54,9 +49,8 @@ impl Unix {
             listener,
             path: path.into(),
             client: None,
-            left: VecDeque::new(),
+            left: Left::default(),
             next: LISTENER.0,
-            lost_input: 0,
             refusals: Gate::default(),
         })
     }
@@ -91,25 +85,7 @@ impl Unix {
     fn leave(&mut self, io: &mut HostIo<'_>) {
         let Some(client) = self.client.take() else { return };
         io.unwatch(client.as_fd(), client.source());
-        if !client.is_input_over() && has_unread(client.as_fd()) {
-            self.left.push_back(client.into());
-        }
-        if self.left.len() > MAX_LEFT
-            && let Some(oldest) = self.left.pop_front()
-        {
-            self.lost_input = self.lost_input.saturating_add(ioctl_fionread(oldest).unwrap_or(0));
-        }
-    }
-
-    /// Reads what the oldest client that has gone left behind.
-    fn read_left(&mut self, call: &mut dyn FnMut(BorrowedFd<'_>) -> Result<u32, Errno>) -> Option<u32> {
-        while let Some(fd) = self.left.front() {
-            match call(fd.as_fd()) {
-                Ok(count) if count > 0 => return Some(count),
-                _ => drop(self.left.pop_front()),
-            }
-        }
-        None
+        self.left.keep(client);
     }
 }
 
@@ -135,7 +111,7 @@ impl HostSide for Unix {
     }
 
     fn read(&mut self, call: Call<'_>) -> Moved {
-        match self.read_left(call) {
+        match self.left.read(call) {
             Some(count) => Moved::Bytes(count),
             None => self.client.as_mut().map_or(Moved::Nobody, |client| client.read(call)),
         }
@@ -145,12 +121,13 @@ impl HostSide for Unix {
         self.client.as_mut().map_or(Moved::Nobody, |client| client.write(call))
     }
 
-    fn writer(&self) -> Option<BorrowedFd<'_>> {
-        self.client.as_ref().filter(|client| client.takes_output()).map(AsFd::as_fd)
+    fn writer(&self) -> Option<OwnedFd> {
+        let client = self.client.as_ref().filter(|client| client.takes_output())?;
+        client.as_fd().try_clone_to_owned().ok()
     }
 
     fn lost_input(&self) -> u64 {
-        self.lost_input
+        self.left.lost_input()
     }
 }
 
@@ -158,9 +135,4 @@ impl Drop for Unix {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
-}
-
-fn has_unread(fd: BorrowedFd<'_>) -> bool {
-    let mut byte = [0; 1];
-    recv(fd, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok_and(|(_, count)| count > 0)
 }

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,6 +24,13 @@ impl End {
 
     pub fn connect(path: &Path) -> End {
         End::new(UnixStream::connect(path).unwrap())
+    }
+
+    /// Takes the next connection.
+    #[track_caller]
+    pub fn accept(listener: &UnixListener) -> End {
+        assert!(wait::one_readable(listener, wait::deadline()), "nobody connects");
+        End::new(listener.accept().unwrap().0)
     }
 
     /// Opens a terminal without making it ours.

@@ -1,6 +1,7 @@
 //! `outboard-console` between a guest double and real readers and writers on the host: unix sockets,
 //! pseudo-terminals, pipes, terminals and files.
 
+mod connect;
 mod end;
 mod hostile;
 mod options;

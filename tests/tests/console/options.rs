@@ -54,8 +54,12 @@ fn a_directory_that_is_not_there() {
 fn a_path_that_is_no_socket_or_too_long() {
     let exit = run(&["--listen", "{}/port"], |dir| fs::write(dir.join("port"), "mine").unwrap());
     assert_refused(&exit, 2, &["--listen", "something that is no socket", "remove it"]);
+    let exit = run(&["--connect", "{}/peer"], |dir| fs::write(dir.join("peer"), "mine").unwrap());
+    assert_refused(&exit, 2, &["--connect", "something that is no socket", "another path"]);
     let long = format!("{{}}/{}", "x".repeat(100));
-    assert_refused(&run(&["--listen", &long], |_| {}), 2, &["--listen", "too long", "at most 107"]);
+    for option in ["--listen", "--connect"] {
+        assert_refused(&run(&[option, &long], |_| {}), 2, &[option, "too long", "at most 107"]);
+    }
 }
 
 #[test]
