@@ -70,6 +70,14 @@ impl BlkLoad {
         }
     }
 
+    /// Makes one request: a flush.
+    pub fn submit_flush(&mut self) {
+        let flush = self.oracle.flush();
+        let (ring, ops) = &mut self.queues[0];
+        ops.insert(ring.add(&Request::bare(FLUSH).chain(&Framing::usual(0))), Op::Flush(flush));
+        ring.notify();
+    }
+
     fn settle(&mut self, queue: usize, done: &Completion) -> Result<(), Fault> {
         let op = self.queues[queue].1.remove(&done.head);
         let op =

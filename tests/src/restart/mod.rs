@@ -20,4 +20,4 @@ pub mod soak;
 mod stream;
 
 pub use load::{Fault, Load};
-pub use rig::{Mode, Rig};
+pub use rig::{Mode, Rig, Watch, remembered_base};

@@ -4,13 +4,15 @@
 //! them, and the session back again: by the keeper, without the front-end doing anything; or by a front-end that
 //! connects to the next daemon and hands it the region in which the one before it kept what was in flight.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::load::{Fault, Load};
 use crate::daemon::{Counts, Daemon, Launch};
-use crate::frontend::{Frontend, Region, Wants};
+use crate::frontend::{Frontend, FrontendError, Region, Wants};
 use crate::guest::format::RingKind;
 use crate::guest::memory::Ram;
 use crate::guest::ring::Ring;
@@ -50,16 +52,28 @@ impl Rig {
     /// It does not serve.
     pub fn start(launch: Launch, mode: Mode, wants: Wants, queues: u16) -> Rig {
         let daemon = launch.serve().unwrap_or_else(|e| panic!("daemon: {e}"));
-        let frontend = Frontend::session(daemon.socket(), &Ram::new(RAM_BYTES), wants);
-        let mut frontend = frontend.unwrap_or_else(|e| panic!("session: {e}"));
-        let inflight = frontend.tracks().then(|| {
-            let region = frontend.inflight(queues, QUEUE_SIZE);
-            region.unwrap_or_else(|e| panic!("in-flight region: {e}"))
-        });
-        if let Some(region) = &inflight {
-            frontend.set_inflight(region).unwrap_or_else(|e| panic!("in-flight region: {e}"));
-        }
+        Rig::on(daemon, mode, wants, queues)
+    }
+
+    /// A session with a daemon that listens.
+    ///
+    /// # Panics
+    /// It does not serve.
+    pub fn on(daemon: Daemon, mode: Mode, wants: Wants, queues: u16) -> Rig {
+        let session = session(&daemon, wants, queues);
+        let (frontend, inflight) =
+            session.unwrap_or_else(|e| panic!("session: {e}; it said: {}", daemon.stderr()));
         Rig { daemon, frontend, mode, wants, inflight, queues }
+    }
+
+    /// As [`Rig::on`] with its first ring started, for a daemon that may die of it.
+    ///
+    /// # Errors
+    /// It did, or refused something.
+    pub fn try_on(daemon: &Daemon, wants: Wants, queues: u16) -> Result<(), FrontendError> {
+        let (mut frontend, _region) = session(daemon, wants, queues)?;
+        frontend.start_new(0, QUEUE_SIZE)?;
+        frontend.sync()
     }
 
     /// All its rings, started.
@@ -94,20 +108,36 @@ impl Rig {
         }
     }
 
+    /// The process that serves now, to be seen dying.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn watch(&self) -> Watch {
+        let pid = i32::try_from(self.server()).ok().and_then(Pid::from_raw);
+        let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        Watch(pidfd.unwrap_or_else(|| panic!("nobody serves; it said: {}", self.daemon.stderr())))
+    }
+
     /// Kills the process that serves, takes what had come back by its end, and gives the moment of the blow.
     ///
     /// # Errors
     /// What came back is wrong.
     pub fn kill(&mut self, load: &mut dyn Load) -> Result<Instant, Fault> {
-        let server = i32::try_from(self.server()).ok().and_then(Pid::from_raw);
-        let pidfd = server.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let at = Instant::now();
-        if let Some(pidfd) = pidfd {
-            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-            wait::one_readable(&pidfd, wait::deadline());
-        }
+        let at = self.kill_server();
         self.gone(load)?;
         Ok(at)
+    }
+
+    /// Kills the process that serves and returns when it is gone, with the moment of the blow.
+    ///
+    /// # Panics
+    /// Nobody serves.
+    pub fn kill_server(&self) -> Instant {
+        let server = self.watch();
+        let at = Instant::now();
+        let _ = pidfd_send_signal(&server.0, Signal::KILL);
+        server.wait();
+        at
     }
 
     /// Whoever served is gone: takes what had come back by then.
@@ -127,26 +157,83 @@ impl Rig {
     /// # Panics
     /// There is no next daemon.
     pub fn recover(&mut self, load: &mut dyn Load) -> Result<(), Fault> {
-        if self.mode == Mode::Reconnect {
-            self.daemon.restart().unwrap_or_else(|e| panic!("daemon: {e}"));
-            let ram = std::sync::Arc::clone(self.frontend.ram());
-            self.frontend = Frontend::session(self.daemon.socket(), &ram, self.wants)?;
-            if let Some(region) = &self.inflight {
-                self.frontend.set_inflight(region)?;
-            }
-            for (index, ring) in (0..).zip(load.rings()) {
-                self.frontend.start(index, ring, remembered_base(ring))?;
-                ring.kick();
-            }
+        match self.mode {
+            Mode::Keeper => load.recovered(false),
+            Mode::Reconnect => self.reconnect(load)?,
         }
-        load.recovered(self.mode == Mode::Reconnect);
         Ok(())
     }
+
+    /// Kills the daemon if it lives, starts it again, and connects to it with what the one before left in flight.
+    ///
+    /// # Errors
+    /// The next daemon refuses it.
+    ///
+    /// # Panics
+    /// There is no next daemon.
+    pub fn reconnect(&mut self, load: &mut dyn Load) -> Result<(), Fault> {
+        self.daemon.restart().unwrap_or_else(|e| panic!("daemon: {e}"));
+        self.resume(load)
+    }
+
+    /// Connects to a daemon that was started again, with what the one before left in flight.
+    ///
+    /// # Errors
+    /// It refuses it.
+    pub fn resume(&mut self, load: &mut dyn Load) -> Result<(), Fault> {
+        self.connect()?;
+        for (index, ring) in (0..).zip(load.rings()) {
+            self.frontend.start(index, ring, remembered_base(ring))?;
+            ring.kick();
+        }
+        load.recovered(true);
+        Ok(())
+    }
+
+    /// As [`Rig::resume`] without its rings.
+    ///
+    /// # Errors
+    /// The daemon refuses it.
+    pub fn connect(&mut self) -> Result<(), FrontendError> {
+        let ram = Arc::clone(self.frontend.ram());
+        self.frontend = Frontend::session(self.daemon.socket(), &ram, self.wants)?;
+        self.track()
+    }
+
+    /// Hands over the region, as front-ends do before they start a device's rings.
+    ///
+    /// # Errors
+    /// The daemon refuses it.
+    pub fn track(&mut self) -> Result<(), FrontendError> {
+        self.inflight.as_ref().map_or(Ok(()), |region| self.frontend.set_inflight(region))
+    }
+}
+
+/// A process that is going to die.
+#[derive(Debug)]
+pub struct Watch(OwnedFd);
+
+impl Watch {
+    /// Waits until it is dead; `false` when it lives on.
+    pub fn wait(&self) -> bool {
+        wait::one_readable(&self.0, wait::deadline())
+    }
+}
+
+/// Everything before the first ring, with a region for what is in flight if the daemon knows such.
+fn session(daemon: &Daemon, wants: Wants, queues: u16) -> Result<(Frontend, Option<Region>), FrontendError> {
+    let mut frontend = Frontend::session(daemon.socket(), &Ram::new(RAM_BYTES), wants)?;
+    if !frontend.tracks() {
+        return Ok((frontend, None));
+    }
+    let region = frontend.inflight(queues, QUEUE_SIZE)?;
+    frontend.set_inflight(&region)?;
+    Ok((frontend, Some(region)))
 }
 
 /// What a front-end knows of a ring whose back-end died, as QEMU does it: of a split ring the used index; of a packed
 /// one nothing but where it began. What was in flight stands in the region.
-fn remembered_base(ring: &Ring) -> u32 {
+pub fn remembered_base(ring: &Ring) -> u32 {
     match ring.shape().kind {
         RingKind::Split => ring.raw().used_idx().into(),
         RingKind::Packed => ring.shape().first_base(),
