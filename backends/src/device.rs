@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::engine::{Buffers, Engine, Interest, Op, Token};
 use crate::notify::Signal;
 use crate::proto::ProtocolFeatures;
-use crate::queue::Queue;
+use crate::queue::{Queue, Request};
 use crate::task::{Home, Sleeper, Tagged, Tasks};
 
 /// A kind of device, as the other side sees it.
@@ -136,6 +136,12 @@ pub trait Handler {
         result: Result<u32, Errno>,
         io: &mut Io<'_, Self::Op>,
     );
+
+    /// Answers, with an error if the device has one to give, a request that has ended this program several times: it
+    /// must not be tried again.
+    fn poisoned(&mut self, queue: &mut Queue, request: Request) {
+        queue.abandon(request);
+    }
 
     /// The worker begins: a place to watch descriptors and to make pools of tasks. Both stay across sessions.
     ///

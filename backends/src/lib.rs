@@ -23,6 +23,8 @@ pub mod descriptor;
 pub mod device;
 pub mod engine;
 pub mod failpoint;
+pub mod inflight;
+pub mod limit;
 pub mod log;
 pub mod memory;
 pub mod notify;

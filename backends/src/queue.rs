@@ -5,6 +5,9 @@
 //! [`Queue::abandon`] gives it back with length 0 because it made no sense. [`Queue::flush`] publishes what
 //! was given back, with one store and at most one interrupt; a large batch is published in parts.
 //!
+//! Where a front-end keeps an in-flight region, each request is marked there while it is out, and what a worker before
+//! us had in flight comes out of `next` first ([`crate::inflight`]).
+//!
 //! Promises: a head is in flight at most once; requests in flight never exceed the queue size; a malformed
 //! chain goes back at once and is counted; a broken ring is neither read nor written again, its error eventfd
 //! is raised, and requests still in flight finish into memory that stays mapped. Memory outlives requests: a
@@ -22,16 +25,19 @@
     )
 )]
 
+use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::chain::{Chain, Limits, Malformed};
+use crate::failpoint;
+use crate::inflight::{Part, Recovered, Replay, Tracker};
 use crate::log::SharedGate;
 use crate::memory::Memory;
 use crate::memory::dirty::DirtyLog;
 use crate::notify::Signal;
 use crate::order::Order;
-use crate::ring::{Ring, RingError, Taken};
+use crate::ring::{Ring, RingError, Take, Taken};
 use crate::stats::{QueueStats, add};
 
 /// Requests that one turn takes at most, so that a ring that is never empty leaves time for the others.
@@ -67,6 +73,8 @@ struct Flight {
     segments: usize,
     /// Its number among requests that go back in order.
     number: u64,
+    /// It is marked in the in-flight region already.
+    marked: bool,
     /// Handed out and not given back.
     out: bool,
 }
@@ -110,6 +118,8 @@ pub struct QueueSetup {
     pub stats: Arc<QueueStats>,
     /// Where writes to guest memory are logged, while the guest is being moved.
     pub log: Option<WriteLog>,
+    /// Where its requests in flight are marked, if somebody keeps that.
+    pub inflight: Option<Part>,
 }
 
 /// A dirty log, and what of the ring itself is written there.
@@ -157,6 +167,13 @@ pub struct Queue {
     #[allow(clippy::vec_box)]
     spare: Vec<Box<Flight>>,
     broken: Option<RingError>,
+    tracker: Option<Tracker>,
+    /// What a worker before us had in flight and is not handed out yet.
+    replays: VecDeque<Replay>,
+    /// They ended that worker, and others before it.
+    poisoned: bool,
+    /// No new request is taken any more.
+    closing: bool,
     /// Requests that this turn may still take.
     budget: u16,
     /// Bytes that the requests of this turn may still have.
@@ -177,7 +194,7 @@ struct Batch {
 }
 
 impl Queue {
-    /// A queue that starts where its ring stands.
+    /// A queue that starts where its ring stands, or where [`Queue::recover`] finds that it should.
     pub fn new(ring: Ring, memory: Arc<Memory>, setup: QueueSetup) -> Queue {
         let size = ring.size();
         let in_order = setup.features & (1 << virtio_bindings::virtio_config::VIRTIO_F_IN_ORDER) != 0;
@@ -199,6 +216,10 @@ impl Queue {
             order: in_order.then(Order::default),
             spare: Vec::new(),
             broken: None,
+            tracker: None,
+            replays: VecDeque::new(),
+            poisoned: false,
+            closing: false,
             budget: TURN_BUDGET,
             budget_bytes: TURN_BYTES,
             batch: Batch::default(),
@@ -226,13 +247,19 @@ impl Queue {
     // The verb of the three that carry a request; not an iterator, since the queue is used between calls.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Option<Request> {
+        if self.poisoned { None } else { self.next_any() }
+    }
+
+    /// The next request, poisoned or not.
+    #[inline]
+    fn next_any(&mut self) -> Option<Request> {
         while self.budget > 0 && self.broken.is_none() {
             if self.segments >= MAX_SEGMENTS {
                 self.saturated = true;
                 return None;
             }
             let mut flight = self.spare.pop().unwrap_or_default();
-            match self.ring.take(&mut flight.chain, &self.memory, self.limits) {
+            match self.take(&mut flight) {
                 Ok(Some((taken, loaded))) => {
                     if let Some(request) = self.begin(taken, flight, loaded) {
                         return Some(request);
@@ -250,6 +277,20 @@ impl Queue {
         None
     }
 
+    /// Takes a chain: what is to be served again first, then what is available.
+    #[inline]
+    fn take(&mut self, flight: &mut Flight) -> Take {
+        flight.marked = !self.replays.is_empty();
+        if let Some(replay) = self.replays.pop_front() {
+            let loaded = self.ring.retake(&replay, &mut flight.chain, &self.memory, self.limits);
+            return Ok(Some((replay.taken, loaded)));
+        }
+        if self.closing {
+            return Ok(None);
+        }
+        self.ring.take(&mut flight.chain, &self.memory, self.limits, self.tracker.as_mut())
+    }
+
     /// Marks what was taken as in flight; a malformed chain goes back.
     #[inline]
     fn begin(
@@ -265,6 +306,11 @@ impl Queue {
                 return None;
             }
         }
+        failpoint::reach("queue.popped");
+        if let Some(tracker) = self.tracker.as_mut().filter(|_| !flight.marked) {
+            tracker.mark(taken);
+        }
+        failpoint::reach("queue.marked");
         self.budget_bytes = self.budget_bytes.saturating_sub(flight.chain.bytes());
         self.budget = if self.budget_bytes == 0 { 0 } else { self.budget.saturating_sub(1) };
         self.in_flight = self.in_flight.saturating_add(1);
@@ -324,12 +370,33 @@ impl Queue {
 
     fn push_used(&mut self, flight: &Flight, written_bytes: u32) {
         let Some(order) = &mut self.order else {
-            return self.ring.push_used(flight.taken, written_bytes);
+            return self.fill_used(flight.taken, written_bytes);
         };
         order.finish(flight.number, written_bytes);
-        while let Some((taken, written_bytes)) = order.next() {
-            self.ring.push_used(taken, written_bytes);
+        while let Some((taken, written_bytes)) = self.order.as_mut().and_then(Order::next) {
+            self.fill_used(taken, written_bytes);
         }
+    }
+
+    #[inline]
+    fn fill_used(&mut self, taken: Taken, written_bytes: u32) {
+        self.ring.push_used(taken, written_bytes);
+        failpoint::reach("ring.element_written");
+        if let Some(tracker) = &mut self.tracker {
+            tracker.used(taken);
+        }
+    }
+
+    /// Shows the driver what was filled. `true`: it wants an interrupt for it.
+    #[inline]
+    fn publish(&mut self) -> bool {
+        let Some(tracker) = &mut self.tracker else { return self.ring.publish() };
+        tracker.announce(&self.ring);
+        let interrupt = self.ring.publish();
+        failpoint::reach("ring.published");
+        tracker.settle(&self.ring);
+        failpoint::reach("queue.cleared");
+        interrupt
     }
 
     /// Publishes what was given back since the last flush, and interrupts the driver if it wants that.
@@ -339,7 +406,7 @@ impl Queue {
             return;
         }
         if self.broken.is_none() {
-            let interrupt = self.ring.publish();
+            let interrupt = self.publish();
             if let Some(log) = &self.setup.log {
                 log.mark_ring();
             }
@@ -362,6 +429,66 @@ impl Queue {
         }
         self.broken = Some(error);
         self.setup.error.raise();
+    }
+
+    /// Goes on where a worker before us ended, if somebody kept what it had in flight. Called once, when nobody else
+    /// serves the ring any more. A region that makes no sense breaks the ring.
+    pub(crate) fn recover(&mut self) {
+        let Some(part) = &self.setup.inflight else { return };
+        match part.recover(&mut self.ring) {
+            Ok(Recovered { tracker, replays, poisoned }) => {
+                (self.tracker, self.poisoned) = (Some(tracker), poisoned && !replays.is_empty());
+                self.replays = replays;
+            }
+            Err(corrupt) => self.break_ring(RingError::Inflight(corrupt)),
+        }
+    }
+
+    /// Whether requests of a worker before us are not handed out yet.
+    pub(crate) fn has_replays(&self) -> bool {
+        !self.replays.is_empty()
+    }
+
+    /// The next request that must not be tried again: it is to be answered with an error.
+    pub(crate) fn next_poisoned(&mut self) -> Option<Request> {
+        if !self.poisoned {
+            return None;
+        }
+        let request = self.next_replay();
+        self.poisoned = self.has_replays();
+        request
+    }
+
+    /// The next request of a worker before us, and no other.
+    fn next_replay(&mut self) -> Option<Request> {
+        let closing = std::mem::replace(&mut self.closing, true);
+        let request = self.next_any();
+        self.closing = closing;
+        request
+    }
+
+    /// No new request from now on; those of a worker before us still come.
+    pub(crate) fn close(&mut self) {
+        self.closing = true;
+    }
+
+    /// Gives back, as if malformed, what nobody wants to serve again. Nothing is in flight.
+    pub(crate) fn abandon_replays(&mut self) {
+        while self.has_replays() && self.broken.is_none() {
+            self.begin_turn();
+            while let Some(request) = self.next_replay() {
+                self.abandon(request);
+            }
+        }
+    }
+
+    /// The ring came to rest. What its driver broke is not served again.
+    pub(crate) fn end(&self) {
+        match &self.setup.inflight {
+            Some(part) if self.broken.is_some() => part.forget(),
+            Some(part) => part.rest(),
+            None => {}
+        }
     }
 
     /// Requests taken and not given back.
@@ -436,7 +563,7 @@ impl Queue {
 
     /// The ring has not been served by anybody yet.
     pub(crate) fn is_fresh(&self) -> bool {
-        self.ring.base() == Ring::first_base(matches!(self.ring, Ring::Packed(_)))
+        self.tracker.is_none() && self.ring.base() == Ring::first_base(matches!(self.ring, Ring::Packed(_)))
     }
 
     /// Interrupts unconditionally: whoever starts a ring may have missed a call before.

@@ -32,6 +32,7 @@ fn bench_with(size: u16, features: u64) -> Bench {
         error: Signal::new(Some(error.try_clone().unwrap())),
         stats: Arc::clone(&stats),
         log: None,
+        inflight: None,
     };
     let queue = Queue::new(Ring::Split(guest.ring(0)), Arc::clone(&guest.memory), setup);
     for index in 0..size {

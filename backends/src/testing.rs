@@ -1,5 +1,6 @@
 //! Memory of a small guest for unit tests: one memfd, seen by the code under test and written by the test.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -16,6 +17,27 @@ use crate::ring::{Descriptor, Layout};
 pub(crate) const GUEST_BASE: u64 = 0x10_0000;
 pub(crate) const USER_BASE: u64 = 0x7f00_0000_0000;
 pub(crate) const GUEST_BYTES: u64 = 0x10_0000;
+
+thread_local! {
+    /// Stores that this thread may still do to shared memory.
+    static STORES_LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
+}
+
+/// From now on this thread does `stores` more stores to shared memory, and then none, as if it had been killed.
+pub(crate) fn die_after(stores: usize) {
+    STORES_LEFT.set(stores);
+}
+
+/// Alive again. How many stores it could still have done.
+pub(crate) fn rise() -> usize {
+    STORES_LEFT.replace(usize::MAX)
+}
+
+pub(crate) fn may_store() -> bool {
+    let left = STORES_LEFT.get();
+    STORES_LEFT.set(left.saturating_sub(usize::from(left != usize::MAX)));
+    left > 0
+}
 
 /// A guest with one region, and a ring at its beginning.
 pub(crate) struct Guest {

@@ -200,6 +200,8 @@ struct Duty {
     due: bool,
     /// Whoever waits for the queue to be stopped.
     stopping: Option<SyncSender<u32>>,
+    /// The handler has given back what it held, for the stop.
+    quiesced: bool,
     /// Starts when the one before has drained: its front-end went without waiting for that.
     successor: Option<(Queue, Arc<OwnedFd>)>,
 }
@@ -360,7 +362,7 @@ impl<H: Handler> Round<H> {
         }
     }
 
-    fn start(&mut self, queue: Queue, kick: Arc<OwnedFd>) {
+    fn start(&mut self, mut queue: Queue, kick: Arc<OwnedFd>) {
         let index = queue.index();
         let at = usize::from(index);
         if self.duties.len() <= at {
@@ -374,6 +376,7 @@ impl<H: Handler> Round<H> {
         if let Err(error) = self.engine.watch(kick.as_fd(), Interest::Read, Token(u32::from(index))) {
             tracing::warn!(queue = index, %error, "Kick descriptor cannot be polled; the queue will not be served");
         }
+        queue.recover();
         if !queue.is_fresh() {
             // Whoever served the ring before may have ended between the used index and the interrupt.
             queue.raise_call();
@@ -391,9 +394,7 @@ impl<H: Handler> Round<H> {
             let _ = answer.send(waiting.base());
             return;
         }
-        self.handler.quiesce(queue);
-        // No turn comes after the one that was the last.
-        queue.end_turn(false);
+        queue.close();
         (duty.due, duty.stopping) = (false, Some(answer));
     }
 
@@ -401,17 +402,40 @@ impl<H: Handler> Round<H> {
     fn serve(&mut self, at: usize) {
         let (Some(duty), Ok(index)) = (self.duties.get_mut(at), u16::try_from(at)) else { return };
         let Some(queue) = self.queues.get(index) else { return };
-        let due = std::mem::take(&mut duty.due) | queue.take_woken() | queue.has_more();
-        if due && duty.stopping.is_none() && queue.broken().is_none() {
-            queue.begin_turn();
-            let turn =
-                self.handler.process(queue, &mut Io { engine: &mut self.engine, tasks: &mut self.tasks });
-            queue.flush();
-            duty.due = queue.end_turn(turn == Turn::Drained);
-        } else {
+        // A queue that stops still owes its driver what a worker before us had taken.
+        let wanted = duty.stopping.is_none() || queue.has_replays();
+        let last = duty.stopping.is_some() && queue.in_flight() == 0;
+        let due = std::mem::take(&mut duty.due) | queue.take_woken() | queue.has_more() | last;
+        if due && wanted && queue.broken().is_none() {
+            let mut io = Io { engine: &mut self.engine, tasks: &mut self.tasks };
+            duty.due = turn(&mut self.handler, queue, &mut io);
+            if last && !duty.due && queue.in_flight() == 0 {
+                queue.abandon_replays();
+            }
+        }
+        queue.flush();
+        if duty.stopping.is_some() {
+            self.rest(index);
+        }
+    }
+
+    /// A queue that stops: it rests once nothing of it is in flight.
+    fn rest(&mut self, index: u16) {
+        let (Some(queue), Some(duty)) = (self.queues.get(index), self.duties.get_mut(usize::from(index)))
+        else {
+            return;
+        };
+        if queue.has_replays() && queue.broken().is_none() {
+            return;
+        }
+        if !std::mem::replace(&mut duty.quiesced, true) {
+            self.handler.quiesce(queue);
+            // No turn comes after the one that was the last.
+            queue.end_turn(false);
+            duty.due = false;
             queue.flush();
         }
-        if duty.stopping.is_some() && queue.in_flight() == 0 {
+        if queue.in_flight() == 0 {
             self.finish(index);
         }
     }
@@ -427,6 +451,7 @@ impl<H: Handler> Round<H> {
             self.engine.unwatch(kick.as_fd(), Token(u32::from(index)));
         }
         let base = queue.base();
+        queue.end();
         drop(queue);
         // Whoever asked may have stopped waiting.
         let _ = stopping.map(|answer| answer.send(base));
@@ -434,6 +459,17 @@ impl<H: Handler> Round<H> {
             self.start(queue, kick);
         }
     }
+}
+
+/// A queue's turn. `true`: another one is due.
+fn turn<H: Handler>(handler: &mut H, queue: &mut Queue, io: &mut Io<'_, H::Op>) -> bool {
+    queue.begin_turn();
+    while let Some(request) = queue.next_poisoned() {
+        handler.poisoned(queue, request);
+    }
+    let turn = handler.process(queue, io);
+    queue.flush();
+    queue.end_turn(turn == Turn::Drained)
 }
 
 #[cfg(test)]

@@ -83,6 +83,7 @@ fn served_with<D: Device>(workers: &mut Workers<D>, index: u16, requests: u16, c
         error: Signal::default(),
         stats: Arc::default(),
         log: None,
+        inflight: None,
     };
     let queue = Queue::new(Ring::Split(guest.ring(0)), Arc::clone(&guest.memory), setup);
     workers.start(queue, Arc::new(event())).unwrap();

@@ -1,6 +1,7 @@
 //! Options of `outboard-rng`.
 
 use backends::daemon::{Failure, Program};
+use backends::limit::Limit;
 
 use crate::Rng;
 use crate::source::Source;
@@ -11,6 +12,11 @@ pub struct Options {
     /// Where random bytes come from
     #[arg(long, value_enum, value_name = "NAME", default_value_t)]
     pub source: Source,
+
+    /// Give at most this much, like bytes=1M,ops=1000,burst_ms=20: bytes and requests a second, and for how long a
+    /// guest that was idle may go on without limit [default burst: 100]
+    #[arg(long, value_name = "LIMIT")]
+    pub limit: Option<Limit>,
 }
 
 impl Program for Options {
@@ -20,11 +26,12 @@ impl Program for Options {
     const ABOUT: &'static str = "vhost-user entropy device: random bytes for one virtual machine";
     const EXAMPLES: &'static str = "Examples:\n  \
         outboard-rng --socket-path /run/outboard/vm1/rng.sock\n  \
+        outboard-rng --socket-path /run/outboard/vm1/rng.sock --limit bytes=1M,ops=1000,burst_ms=20\n  \
         outboard run ... --device rng,socket=/run/outboard/vm1/rng.sock\n  \
         qemu-system-x86_64 ... -chardev socket,id=rng,path=/run/outboard/vm1/rng.sock \\\n      \
         -device vhost-user-rng-pci,chardev=rng";
 
     fn open(self) -> Result<Rng, Failure> {
-        Ok(Rng::new(self.source))
+        Ok(Rng::new(self.source, self.limit))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! In: requests whose writable part is to be filled; readable descriptors mean nothing here and are passed
 //! over (§5.4.6.1). Out: at least one byte and at most [`MAX_REQUEST_BYTES`] a request, drawn from the source
-//! straight into guest memory. It has no features of its own and no configuration space.
+//! straight into guest memory; with a limit, requests over it wait in the ring. It has no features of its own and no configuration space.
 //! Refuses nothing but a request without a writable byte, which goes back empty.
 
 #![forbid(unsafe_code)]
@@ -11,9 +11,11 @@ pub mod config;
 pub mod source;
 
 use std::convert::Infallible;
+use std::time::Instant;
 
-use backends::device::{Device, Handler, Io, Turn};
+use backends::device::{Device, Handler, Io, Queues, Timer, Turn};
 use backends::failpoint;
+use backends::limit::{Limit, Throttle};
 use backends::queue::{Queue, Request};
 use rustix::io::Errno;
 use source::Source;
@@ -26,17 +28,18 @@ pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 #[derive(Clone, Copy, Debug)]
 pub struct Rng {
     source: Source,
+    limit: Option<Limit>,
 }
 
 impl Rng {
-    /// A device that draws from `source`.
-    pub fn new(source: Source) -> Rng {
-        Rng { source }
+    /// A device that draws from `source`, no more than `limit`.
+    pub fn new(source: Source, limit: Option<Limit>) -> Rng {
+        Rng { source, limit }
     }
 }
 
 impl Device for Rng {
-    type Handler = Rng;
+    type Handler = Filler;
 
     fn features(&self) -> u64 {
         0
@@ -55,17 +58,31 @@ impl Device for Rng {
         u64::MAX
     }
 
-    fn handler(&self) -> std::io::Result<Rng> {
-        Ok(*self)
+    fn handler(&self) -> std::io::Result<Filler> {
+        Ok(Filler { source: self.source, throttle: Throttle::new(self.limit, Instant::now()) })
     }
 }
 
-impl Handler for Rng {
+/// Serves the queue.
+#[derive(Debug)]
+pub struct Filler {
+    source: Source,
+    throttle: Throttle,
+}
+
+impl Handler for Filler {
     type Op = Infallible;
 
-    fn process(&mut self, queue: &mut Queue, _io: &mut Io<'_, Infallible>) -> Turn {
-        while let Some(request) = queue.next() {
+    fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Infallible>) -> Turn {
+        let now = Instant::now();
+        loop {
+            if let Some(at) = self.throttle.closed_until(now) {
+                io.arm(Timer(queue.index()), at);
+                return Turn::Blocked;
+            }
+            let Some(request) = queue.next() else { return Turn::Drained };
             let filled = self.fill(&request);
+            self.throttle.charge(u64::from(filled), now);
             failpoint::reach("rng.filled");
             match filled {
                 0 => queue.abandon(request),
@@ -75,7 +92,12 @@ impl Handler for Rng {
                 }
             }
         }
-        Turn::Drained
+    }
+
+    fn expired(&mut self, timer: Timer, queues: &mut Queues, _: &mut Io<'_, Infallible>) {
+        if let Some(queue) = queues.get(timer.0) {
+            queue.wake();
+        }
     }
 
     fn complete(&mut self, _: &mut Queue, op: Infallible, _: Result<u32, Errno>, _: &mut Io<'_, Infallible>) {
@@ -83,7 +105,7 @@ impl Handler for Rng {
     }
 }
 
-impl Rng {
+impl Filler {
     /// Fills the request; the bytes that were filled, always at its front.
     fn fill(&self, request: &Request) -> u32 {
         let mut written = 0;

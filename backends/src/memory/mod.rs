@@ -207,7 +207,7 @@ impl Memory {
             return None;
         }
         let segment = region.mapping.segment(offset, len)?;
-        segment.start().is_multiple_of(align).then(|| Area { segment, _region: Arc::clone(region) })
+        segment.start().is_multiple_of(align).then(|| Area { segment, region: Arc::clone(region) })
     }
 }
 
@@ -405,16 +405,96 @@ impl Segment {
     }
 }
 
-/// A part of a ring: memory of fixed size that stays mapped as long as this value lives.
+/// A part of a ring, or of a region beside guest memory: memory of fixed size that stays mapped as long as this value
+/// lives.
 ///
 /// Offsets past the end read as `None` and write nothing; ring indices are masked, so it does not happen.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Area {
     segment: Segment,
-    _region: Arc<Region>,
+    region: Arc<Region>,
 }
 
 impl Area {
+    /// Maps `size_bytes` of a file from `mmap_offset`: memory that is shared, but not the guest's.
+    ///
+    /// # Errors
+    /// They are not within the file, or not aligned to words of 8 bytes.
+    pub fn map(fd: OwnedFd, size_bytes: u64, mmap_offset: u64) -> Result<Area, MemoryError> {
+        let table = MemoryRegion { guest_addr: 0, size_bytes, user_addr: 0, mmap_offset };
+        check_range(&table)?;
+        let mapping = Mapping::new(&table, fd)?;
+        let segment = mapping.segment(0, size_bytes).filter(|whole| whole.start().is_multiple_of(8));
+        let segment = segment.ok_or(MemoryError::Range(table))?;
+        Ok(Area { segment, region: Arc::new(Region { table, mapping }) })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.segment.len()
+    }
+
+    /// No bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.segment.is_empty()
+    }
+
+    /// `len` bytes from `offset`, if it has them.
+    pub fn slice(&self, offset: usize, len: usize) -> Option<Area> {
+        let mut segment = self.segment;
+        if offset.checked_add(len)? > segment.len() {
+            return None;
+        }
+        segment.take_front(offset);
+        Some(Area { segment: segment.take_front(len), region: Arc::clone(&self.region) })
+    }
+
+    /// Its file was cut short, and somebody touched what was not there any more.
+    pub fn is_torn(&self) -> bool {
+        self.region.mapping.guard.as_ref().is_some_and(Guard::is_torn)
+    }
+
+    /// A copy of its first `len` bytes, or of all it has. Each byte is fetched once.
+    pub fn snapshot(&self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len.min(self.len())];
+        self.segment.copy_to(&mut bytes);
+        bytes
+    }
+
+    /// Stores a little-endian word whole. Such stores happen in the order of the program: whoever looks at the memory
+    /// after this process was killed sees all of them up to one, and none after it.
+    #[inline]
+    pub fn put_u64(&self, offset: usize, value: u64) {
+        self.put(offset, value.to_le());
+    }
+
+    /// As [`Area::put_u64`], four bytes.
+    #[inline]
+    pub fn put_u32(&self, offset: usize, value: u32) {
+        self.put(offset, value.to_le());
+    }
+
+    /// As [`Area::put_u64`], two bytes.
+    #[inline]
+    pub fn put_u16(&self, offset: usize, value: u16) {
+        self.put(offset, value.to_le());
+    }
+
+    /// As [`Area::put_u64`], one byte.
+    #[inline]
+    pub fn put_u8(&self, offset: usize, value: u8) {
+        self.put(offset, value);
+    }
+
+    #[inline]
+    fn put<T: Copy>(&self, offset: usize, value: T) {
+        let fits = offset.checked_add(size_of::<T>()).is_some_and(|end| end <= self.segment.len());
+        if fits && self.segment.start().wrapping_add(offset).is_multiple_of(align_of::<T>()) && may_store() {
+            // SAFETY: in range and aligned, as just checked; plain memory, in which every value of every bit is allowed.
+            unsafe { self.segment.as_ptr().add(offset).cast::<T>().write_volatile(value) };
+        }
+    }
+
     /// `N` bytes at `offset`, each fetched once.
     pub fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         self.segment.read(offset)
@@ -429,7 +509,7 @@ impl Area {
     /// Writes plain bytes; order against the other side comes from [`Area::store_u16`].
     #[inline]
     pub fn write<const N: usize>(&self, offset: usize, bytes: [u8; N]) {
-        if offset.checked_add(N).is_some_and(|end| end <= self.segment.len()) {
+        if offset.checked_add(N).is_some_and(|end| end <= self.segment.len()) && may_store() {
             // SAFETY: the range was just checked.
             unsafe { self.segment.as_ptr().add(offset).cast::<[u8; N]>().write_unaligned(bytes) };
         }
@@ -444,7 +524,7 @@ impl Area {
     /// Stores a little-endian 16-bit field.
     #[inline]
     pub fn store_u16(&self, offset: usize, value: u16, order: Ordering) {
-        if let Some(field) = self.atomic(offset) {
+        if let Some(field) = self.atomic(offset).filter(|_| may_store()) {
             field.store(value.to_le(), order);
         }
     }
@@ -459,6 +539,16 @@ impl Area {
         Some(unsafe { AtomicU16::from_ptr(self.segment.as_ptr().add(offset).cast()) })
     }
 }
+
+/// Always; in unit tests until the process is to be dead ([`crate::testing::die_after`]).
+#[cfg(not(test))]
+#[inline]
+fn may_store() -> bool {
+    true
+}
+
+#[cfg(test)]
+use crate::testing::may_store;
 
 #[cfg(test)]
 mod tests;

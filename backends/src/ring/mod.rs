@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::chain::{Chain, Limits, Malformed};
 pub use crate::descriptor::Descriptor;
+use crate::inflight::{Corrupt, Replay, Tracker};
 use crate::memory::Memory;
 use packed::PackedRing;
 use split::SplitRing;
@@ -90,18 +91,39 @@ impl Ring {
         }
     }
 
-    /// Takes the next available chain into `chain`, if there is one; a malformed one must go back.
+    /// Takes the next available chain into `chain`, if there is one; a malformed one must go back. A `tracker` gets
+    /// what it needs of it.
     ///
     /// # Errors
     /// [`RingError`]: the ring is broken.
     #[inline]
-    pub fn take(&mut self, chain: &mut Chain, memory: &Memory, limits: Limits) -> Take {
+    pub(crate) fn take(
+        &mut self,
+        chain: &mut Chain,
+        memory: &Memory,
+        limits: Limits,
+        tracker: Option<&mut Tracker>,
+    ) -> Take {
         match self {
-            Ring::Packed(ring) => ring.take(chain, memory, limits),
+            Ring::Packed(ring) => ring.take(chain, memory, limits, tracker.and_then(Tracker::packed)),
             Ring::Split(ring) => {
                 let Some(head) = ring.next()? else { return Ok(None) };
                 Ok(Some((Taken { id: head, slots: 1 }, chain.load(ring, head, memory, limits))))
             }
+        }
+    }
+
+    /// Takes a chain into `chain` once more that whoever served the ring before had taken.
+    pub(crate) fn retake(
+        &self,
+        replay: &Replay,
+        chain: &mut Chain,
+        memory: &Memory,
+        limits: Limits,
+    ) -> Result<(), Malformed> {
+        match self {
+            Ring::Split(ring) => chain.load(ring, replay.taken.id, memory, limits),
+            Ring::Packed(_) => packed::retake(&replay.descriptors, chain, memory, limits),
         }
     }
 
@@ -177,6 +199,9 @@ pub enum RingError {
     /// A packed chain is longer than the ring, or runs into entries that are not available (§2.8.6).
     #[error("Chain runs over entries that are not available")]
     Chain,
+    /// What a worker before us left of the ring makes no sense.
+    #[error("In-flight region is corrupt: {0}")]
+    Inflight(Corrupt),
     /// The ring's memory cannot be reached.
     #[error("Ring memory cannot be read")]
     Memory,

@@ -26,7 +26,8 @@
 use std::sync::atomic::{Ordering, fence};
 
 use super::{Descriptor, Layout, Ring, RingError, Take, Taken, event_wanted};
-use crate::chain::{Chain, Limits, Links, Malformed};
+use crate::chain::{Chain, Limits, Links, Loading, Malformed};
+use crate::inflight::packed::Marks;
 use crate::memory::{Area, Memory};
 
 /// Flag bits of an entry beside those of [`Descriptor`] (§2.8.1).
@@ -125,13 +126,51 @@ impl PackedRing {
         u32::from(self.avail.bits()) | u32::from(self.used.bits()) << 16
     }
 
-    /// Takes the next available chain into `chain`, if there is one.
+    /// Where the next used entry goes, with the bit of its lap in bit 15.
+    #[inline]
+    pub(crate) fn used_place(&self) -> u16 {
+        self.used.bits()
+    }
+
+    /// Whether the entry at a place is not available in that place's lap: the device has used it. What the driver
+    /// made of it since then belongs to a later lap.
+    pub(crate) fn is_used(&self, place: u16) -> bool {
+        let place = Cursor::from_bits(place, self.size);
+        place.is_none_or(|place| !self.is_available(place).unwrap_or(false))
+    }
+
+    /// Goes on where `slots` entries from `used` on are in flight. What was filled there by somebody who did not come to
+    /// publish it must not show with the first entry that is: those entries are as the driver made them again.
+    pub(crate) fn resume(&mut self, used: u16, slots: u16) {
+        let Some(used) = Cursor::from_bits(used, self.size) else { return };
+        (self.used, self.told, self.avail) = (used, used, used);
+        for _ in 0..slots {
+            let place = self.place(self.avail).wrapping_add(FLAGS);
+            let flags = self.entries.load_u16(place, Ordering::Relaxed).unwrap_or(0);
+            if !self.flags_available(flags, self.avail) {
+                let lap = if self.avail.wrap { AVAIL } else { USED };
+                self.entries.store_u16(place, flags & !(AVAIL | USED) | lap, Ordering::Relaxed);
+            }
+            self.avail.advance(1, self.size);
+        }
+    }
+
+    /// Takes the next available chain into `chain`, if there is one; `marks` gets a copy of its descriptors.
     ///
     /// Outer error: the ring is broken. Inner error: the chain is malformed and must go back.
     #[inline]
-    pub fn take(&mut self, chain: &mut Chain, memory: &Memory, limits: Limits) -> Take {
+    pub(crate) fn take(
+        &mut self,
+        chain: &mut Chain,
+        memory: &Memory,
+        limits: Limits,
+        mut marks: Option<&mut Marks>,
+    ) -> Take {
         if !self.is_available(self.avail)? {
             return Ok(None);
+        }
+        if let Some(marks) = &mut marks {
+            marks.begin();
         }
         let mut loading = chain.begin(memory, limits);
         let mut outcome = Ok(());
@@ -142,14 +181,13 @@ impl PackedRing {
             if slots > 0 && !self.flags_available(descriptor.flags, self.avail) {
                 return Err(RingError::Chain);
             }
+            if marks.as_mut().is_some_and(|marks| !marks.record(descriptor)) {
+                return Err(RingError::Chain);
+            }
             self.avail.advance(1, self.size);
             slots = slots.wrapping_add(1);
             // Malformed or not, the id in the last entry must be found to give the chain back.
-            // §2.8.8: an indirect descriptor stands alone.
-            if slots > 1 && descriptor.has(Descriptor::INDIRECT) {
-                outcome = outcome.and(Err(Malformed::Indirect));
-            }
-            outcome = outcome.and_then(|()| loading.add(descriptor, Links::None));
+            outcome = outcome.and_then(|()| add(&mut loading, slots, descriptor));
             if !descriptor.has(Descriptor::NEXT) {
                 let id = descriptor.next;
                 if id >= self.size {
@@ -267,6 +305,29 @@ impl PackedRing {
         // At most 32767 * 16.
         usize::from(at.at).wrapping_mul(Descriptor::BYTES)
     }
+}
+
+/// Takes the descriptor that makes a chain `slots` long. §2.8.8: an indirect one stands alone.
+#[inline]
+fn add(loading: &mut Loading<'_>, slots: u16, descriptor: Descriptor) -> Result<(), Malformed> {
+    if slots > 1 && descriptor.has(Descriptor::INDIRECT) {
+        return Err(Malformed::Indirect);
+    }
+    loading.add(descriptor, Links::None)
+}
+
+/// Takes a chain into `chain` that was taken before, from a copy of its descriptors.
+pub(crate) fn retake(
+    descriptors: &[Descriptor],
+    chain: &mut Chain,
+    memory: &Memory,
+    limits: Limits,
+) -> Result<(), Malformed> {
+    let mut loading = chain.begin(memory, limits);
+    for (slots, descriptor) in (1..).zip(descriptors) {
+        add(&mut loading, slots, *descriptor)?;
+    }
+    loading.end()
 }
 
 /// What front-ends say that mean the beginning of a ring and do not know of four values: those that set every base to

@@ -90,7 +90,7 @@ type Seen = Result<Option<(Taken, Result<usize, Malformed>)>, RingError>;
 
 fn take(ring: &mut PackedRing, driver: &Driver) -> Seen {
     let mut chain = Chain::default();
-    let taken = ring.take(&mut chain, &driver.guest.memory, LIMITS)?;
+    let taken = ring.take(&mut chain, &driver.guest.memory, LIMITS, None)?;
     Ok(taken.map(|(taken, loaded)| (taken, loaded.map(|()| chain.segments()))))
 }
 
@@ -194,7 +194,8 @@ fn virtio_2_8_7_an_indirect_table_is_taken_whole_and_in_order() {
     }
     driver.entry(TABLE, 48, 3, Descriptor::INDIRECT);
     let mut chain = Chain::default();
-    let (taken, loaded) = driver.ring(false).take(&mut chain, &driver.guest.memory, LIMITS).unwrap().unwrap();
+    let (taken, loaded) =
+        driver.ring(false).take(&mut chain, &driver.guest.memory, LIMITS, None).unwrap().unwrap();
     assert_eq!((taken, loaded), (Taken { id: 3, slots: 1 }, Ok(())));
     assert_eq!((chain.readable_bytes(), chain.writable_bytes()), (3, 4));
 }

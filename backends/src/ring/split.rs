@@ -86,6 +86,24 @@ impl SplitRing {
         self.next_avail
     }
 
+    /// Next used entry: the used index, once what was pushed is published.
+    #[inline]
+    pub fn used_index(&self) -> u16 {
+        self.next_used
+    }
+
+    /// Looks anew where the used ring stands: whoever served the ring before may have gone on until now.
+    pub(crate) fn reload(&mut self) -> u16 {
+        self.next_used = self.used.load_u16(IDX, Ordering::Acquire).unwrap_or(self.next_used);
+        self.told_used = self.next_used;
+        self.next_used
+    }
+
+    /// Goes on at another available entry.
+    pub(crate) fn resume(&mut self, base: u16) {
+        (self.next_avail, self.seen_avail) = (base, base);
+    }
+
     /// Takes the next available head, if there is one.
     ///
     /// # Errors

@@ -10,10 +10,11 @@ use std::time::Instant;
 
 use super::Server;
 use crate::device::Device;
+use crate::inflight::{Part, Region, RegionError};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::{Memory, MemoryError};
 use crate::notify::Signal;
-use crate::proto::{Connection, MemoryRegion};
+use crate::proto::{Connection, Inflight, MemoryRegion};
 use crate::queue::{Queue, QueueSetup, WriteLog};
 use crate::ring::{Layout, Ring};
 use crate::session::{Direction, Host, Refusal, RingStart};
@@ -83,6 +84,14 @@ impl<D: Device> Host for Server<D> {
         let ring = Ring::new(&self.front_end.memory, &start.layout, start.base).ok_or(refused)?;
         let stats = self.stats.get(usize::from(start.index)).cloned().unwrap_or_default();
         let log = self.write_log(&start);
+        let inflight = match &self.front_end.inflight {
+            Some(region) => Some(
+                region
+                    .part(start.index, start.layout.size, start.layout.packed)
+                    .ok_or(Refusal::Untracked(u32::from(start.index)))?,
+            ),
+            None => None,
+        };
         let setup = QueueSetup {
             index: start.index,
             features: start.features,
@@ -91,9 +100,43 @@ impl<D: Device> Host for Server<D> {
             error: start.error,
             stats,
             log,
+            inflight,
         };
         let queue = Queue::new(ring, Arc::clone(&self.front_end.memory), setup);
         self.workers.start(queue, start.kick).map_err(Refusal::Start)
+    }
+
+    fn inflight(&mut self, queues: u16, queue_size: u16, idle: bool) -> Inflight {
+        match &self.front_end.inflight {
+            Some(region) if !idle => return region.shape(),
+            Some(region) if region.is_ours(queues, queue_size) => {
+                region.clear();
+                return region.shape();
+            }
+            _ => {}
+        }
+        match Region::create(queues, queue_size, self.device.queues()) {
+            Ok(region) => self.front_end.inflight.insert(region).shape(),
+            Err(error) => {
+                self.tell_refused(&error);
+                Inflight::default()
+            }
+        }
+    }
+
+    fn set_inflight(&mut self, shape: Inflight, fd: OwnedFd, packed: bool) -> Result<(), RegionError> {
+        self.front_end.inflight = Some(Region::adopt(fd, shape, self.device.queues(), packed)?);
+        Ok(())
+    }
+
+    fn forget_inflight(&mut self, queue: Option<(u16, bool)>) {
+        match (&self.front_end.inflight, queue) {
+            (Some(region), Some((index, packed))) => {
+                region.part(index, 1, packed).iter().for_each(Part::forget);
+            }
+            (Some(region), None) => region.clear(),
+            (None, _) => {}
+        }
     }
 
     fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {

@@ -23,6 +23,7 @@ use crate::cpus::CpuList;
 use crate::device::{Announcer, Device};
 use crate::engine::EngineKind;
 use crate::failpoint;
+use crate::inflight::Region;
 use crate::log::Gate;
 use crate::memory::dirty::DirtyLog;
 use crate::memory::{Memory, guard};
@@ -47,6 +48,7 @@ const PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::BACKEND_REQ)
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(ProtocolFeatures::LOG_SHMFD)
+    .union(ProtocolFeatures::INFLIGHT_SHMFD)
     .union(ProtocolFeatures::RESET_DEVICE)
     .union(ProtocolFeatures::STATUS)
     .union(ProtocolFeatures::DEVICE_STATE);
@@ -104,11 +106,20 @@ pub struct Server<D: Device> {
 struct FrontEnd {
     memory: Arc<Memory>,
     log: Option<Arc<DirtyLog>>,
+    /// Where requests in flight are marked.
+    inflight: Option<Region>,
     /// For our own requests.
     channel: Option<Connection>,
     /// Device state that is to be carried once its request is answered.
     transfer: Option<(Direction, OwnedFd)>,
     state_is_good: bool,
+}
+
+impl FrontEnd {
+    /// It cut short what it shares, and that was noticed.
+    fn is_torn(&self) -> bool {
+        self.memory.is_torn() || self.inflight.as_ref().is_some_and(Region::is_torn)
+    }
 }
 
 /// One a class of log lines that a front-end can cause.
@@ -238,7 +249,7 @@ impl<D: Device> Server<D> {
     ) -> Hangup {
         loop {
             let deadline = connection.partial_since().map(|since| since + MESSAGE_DEADLINE);
-            if self.front_end.memory.is_torn() {
+            if self.front_end.is_torn() {
                 return Hangup::Torn;
             }
             match self.wait(connection.as_fd(), end, deadline) {
@@ -280,7 +291,7 @@ impl<D: Device> Server<D> {
                 drop(fds);
                 // Not knowing the request we cannot know whether it waits for an answer.
                 return if wants_ack {
-                    send(connection, header, &Reply::U64(1))
+                    self.reply(connection, header, &Reply::U64(1))
                 } else {
                     Err(Hangup::Decode(error))
                 };
@@ -293,22 +304,31 @@ impl<D: Device> Server<D> {
         failpoint::reach(format_args!("session.message.{code:?}.after"));
         match handled {
             Ok(Some(reply)) => {
-                send(connection, header, &reply)?;
+                self.reply(connection, header, &reply)?;
                 self.carry_state();
                 Ok(())
             }
-            Ok(None) if wants_ack => send(connection, header, &Reply::U64(0)),
+            Ok(None) if wants_ack => self.reply(connection, header, &Reply::U64(0)),
             Ok(None) => Ok(()),
             Err(refusal @ Refusal::Drain(_)) => Err(Hangup::Refused(refusal)),
             Err(refusal) => {
                 self.tell_refused(&refusal);
                 match (wants_ack, answered) {
-                    (true, _) => send(connection, header, &Reply::U64(1)),
+                    (true, _) => self.reply(connection, header, &Reply::U64(1)),
                     (false, true) => Err(Hangup::Refused(refusal)),
                     (false, false) => Ok(()),
                 }
             }
         }
+    }
+
+    /// Sends an answer; the descriptor of an in-flight region goes with its shape.
+    fn reply(&self, connection: &mut Connection, to: Header, reply: &Reply) -> Result<(), Hangup> {
+        let payload = reply.payload();
+        let header = Header::reply(to.request, payload.len());
+        let region = self.front_end.inflight.as_ref();
+        let fd = region.filter(|region| *reply == Reply::Inflight(region.shape())).map(Region::as_fd);
+        Ok(connection.send(header, &payload, fd.as_slice(), Instant::now() + MESSAGE_DEADLINE)?)
     }
 
     /// Tells the front-end that the configuration space changed. It is not asked for an ack, so it can be neither
@@ -389,12 +409,6 @@ impl<D: Device> Server<D> {
             queues: self.device.queues(),
         }
     }
-}
-
-fn send(connection: &mut Connection, to: Header, reply: &Reply) -> Result<(), Hangup> {
-    let payload = reply.payload();
-    let header = Header::reply(to.request, payload.len());
-    Ok(connection.send(header, &payload, &[], Instant::now() + MESSAGE_DEADLINE)?)
 }
 
 /// What ended a wait.

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::MAX_QUEUE_SIZE;
+use crate::inflight::RegionError;
 use crate::memory::MemoryError;
 use crate::notify::Signal;
-use crate::proto::{Code, MemoryRegion};
+use crate::proto::{Code, Inflight, MemoryRegion};
 use crate::ring::Layout;
 
 /// Which rule a request broke. The session goes on as if it had not come.
@@ -60,6 +61,17 @@ pub enum Refusal {
     /// A host error while a ring began.
     #[error("Queue cannot be started: {0}")]
     Start(std::io::Error),
+    /// A region for requests in flight that makes no sense.
+    #[error("In-flight region refused: {0}")]
+    Inflight(#[from] RegionError),
+    /// A region for requests in flight while there are some.
+    #[error("An in-flight region cannot be taken while rings are running")]
+    InflightRunning,
+    /// A ring for which the region has no room: its front-end asked for fewer queues or a shorter one.
+    #[error(
+        "The in-flight region has no room for queue {0}; ask for as many queues and entries as there are"
+    )]
+    Untracked(u32),
     /// A ring did not come to rest in time; nothing sensible can be answered any more.
     #[error("Queue {0} did not drain in time")]
     Drain(u32),
@@ -114,6 +126,16 @@ pub trait Host {
     /// # Errors
     /// The host refuses.
     fn start_ring(&mut self, ring: RingStart) -> Result<(), Refusal>;
+    /// The region in which requests in flight are marked, for GET_INFLIGHT_FD; a new one when no ring is running
+    /// (`idle`). Its length is 0 when there is none to be had.
+    fn inflight(&mut self, queues: u16, queue_size: u16, idle: bool) -> Inflight;
+    /// Takes a region into use that the front-end kept, for rings started from now on.
+    ///
+    /// # Errors
+    /// It makes no sense for this device and this kind of ring.
+    fn set_inflight(&mut self, shape: Inflight, fd: OwnedFd, packed: bool) -> Result<(), RegionError>;
+    /// Forgets what was in flight: of one queue with this kind of ring, or of all.
+    fn forget_inflight(&mut self, queue: Option<(u16, bool)>);
     /// Stops a ring and waits until nothing of it is in flight; the base to go on from.
     ///
     /// # Errors

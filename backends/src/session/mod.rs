@@ -28,7 +28,7 @@ use std::sync::Arc;
 use crate::memory::{MAX_SLOTS, MemoryError};
 use crate::notify::Signal;
 use crate::proto::wire::{F_LOG_ALL, F_PROTOCOL_FEATURES};
-use crate::proto::{Code, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr};
+use crate::proto::{Code, Inflight, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr};
 use crate::ring::Ring as Virtqueue;
 pub use host::{Direction, Host, Refusal, RingStart};
 use ring::{F_RING_PACKED, Ring, RingState};
@@ -98,7 +98,7 @@ impl Session {
             Request::AddMemReg(region) => self.add_region(region, fds.next(), host),
             Request::RemMemReg(region) => self.with_rings_stopped(host, |host| host.remove_memory(region)),
             Request::SetVringNum { index, num } => self.set_size(index, num, host),
-            Request::SetVringBase { index, base } => self.set_base(index, base),
+            Request::SetVringBase { index, base } => self.set_base(index, base, host),
             Request::SetVringAddr(addr) => self.set_address(addr, host),
             Request::GetVringBase { index } => self.get_base(index, host),
             Request::SetVringKick(vring) => self.set_kick(vring.index, fds.next(), host),
@@ -123,7 +123,11 @@ impl Session {
             Request::NetSetMtu { mtu_bytes } => {
                 taken(u16::try_from(mtu_bytes).is_ok_and(|mtu| host.set_mtu(mtu)), code)
             }
-            Request::GetInflightFd(_) | Request::SetInflightFd(_) => Err(Refusal::Device(code)),
+            Request::GetInflightFd(shape) => {
+                let idle = !self.is_running();
+                Ok(Some(Reply::Inflight(host.inflight(shape.queues, shape.queue_size, idle))))
+            }
+            Request::SetInflightFd(shape) => self.set_inflight(shape, fds.next(), host),
             Request::ResetDevice => self.reset(host),
             Request::SetStatus(status) => self.set_status(status, host),
             Request::GetStatus => value(u64::from(self.status)),
@@ -157,7 +161,7 @@ impl Session {
             return Err(Refusal::Features(unknown));
         }
         let changed = bits ^ self.features;
-        if changed & !F_LOG_ALL != 0 && self.rings.iter().any(|ring| ring.state == RingState::Running) {
+        if changed & !F_LOG_ALL != 0 && self.is_running() {
             return Err(Refusal::Running);
         }
         self.features = bits;
@@ -222,14 +226,29 @@ impl Session {
         })
     }
 
-    fn set_base(&mut self, index: u32, base: u32) -> Answer {
+    /// Where a ring of a new session is, its in-flight region knows better than the front-end. A ring that this session
+    /// has had goes where it is told: its requests were given back, and it may be another one by now.
+    fn set_base(&mut self, index: u32, base: u32, host: &mut impl Host) -> Answer {
         let packed = self.features & F_RING_PACKED != 0;
         let ring = self.stopped(index, Code::SetVringBase)?;
         // Whether a packed one is within the ring shows when its size is known.
         if !packed && base > u32::from(u16::MAX) {
             return Err(Refusal::Base(base));
         }
-        ring.base = Some(base);
+        if ring.base.replace(base).is_some() {
+            host.forget_inflight(Some((queue_number(index)?, packed)));
+        }
+        Ok(None)
+    }
+
+    /// SET_INFLIGHT_FD: what the region says of rings counts more than what was said of them before.
+    fn set_inflight(&mut self, shape: Inflight, fd: Option<OwnedFd>, host: &mut impl Host) -> Answer {
+        if self.is_running() {
+            return Err(Refusal::InflightRunning);
+        }
+        let fd = fd.ok_or(Refusal::Device(Code::SetInflightFd))?;
+        host.set_inflight(shape, fd, self.features & F_RING_PACKED != 0)?;
+        self.rings.iter_mut().for_each(|ring| ring.base = None);
         Ok(None)
     }
 
@@ -327,6 +346,7 @@ impl Session {
             *ring = Ring { enabled: Some(false), ..ring.fresh() };
         }
         (self.features, self.status) = (0, 0);
+        host.forget_inflight(None);
         host.reset_device();
         Ok(None)
     }
@@ -337,6 +357,7 @@ impl Session {
         if self.status == 0 {
             self.close(host)?;
             self.rings.iter_mut().for_each(|ring| *ring = ring.fresh());
+            host.forget_inflight(None);
         }
         Ok(None)
     }
@@ -397,6 +418,10 @@ impl Session {
         })?;
         ring.state = RingState::Running;
         Ok(None)
+    }
+
+    fn is_running(&self) -> bool {
+        self.rings.iter().any(|ring| ring.state == RingState::Running)
     }
 
     fn ring(&mut self, index: u32) -> Result<&mut Ring, Refusal> {

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::inflight::RegionError;
 use crate::proto::VringFd;
 use crate::ring::Layout;
 use crate::testing::{memfd, region};
@@ -17,6 +18,10 @@ struct Recorder {
     config: Vec<u8>,
     channels: usize,
     transfers: Vec<Direction>,
+    /// Regions that were asked for, each with whether it may be a new one; and what was forgotten.
+    regions_asked: Vec<bool>,
+    regions_set: Vec<(Inflight, bool)>,
+    forgotten: Vec<Option<(u16, bool)>>,
     resets: usize,
 }
 
@@ -51,6 +56,20 @@ impl Host for Recorder {
         self.starts += 1;
         assert!(self.running.insert(ring.index, ring).is_none(), "a ring has one owner");
         Ok(())
+    }
+    fn inflight(&mut self, queues: u16, queue_size: u16, idle: bool) -> Inflight {
+        self.regions_asked.push(idle);
+        Inflight { size_bytes: 4096, mmap_offset: 0, queues, queue_size }
+    }
+    fn set_inflight(&mut self, shape: Inflight, _: OwnedFd, packed: bool) -> Result<(), RegionError> {
+        if shape.queues > 2 {
+            return Err(RegionError::Counts { queues: shape.queues, queue_size: shape.queue_size, limit: 2 });
+        }
+        self.regions_set.push((shape, packed));
+        Ok(())
+    }
+    fn forget_inflight(&mut self, queue: Option<(u16, bool)>) {
+        self.forgotten.push(queue);
     }
     /// As if one request had been served since the start.
     fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {
@@ -110,6 +129,7 @@ impl Table {
             | Request::SetLogBase { .. }
             | Request::SetLogFd
             | Request::SetBackendReqFd
+            | Request::SetInflightFd(_)
             | Request::SetDeviceStateFd { .. } => 1,
             Request::SetVringKick(v) | Request::SetVringCall(v) | Request::SetVringErr(v) => {
                 usize::from(v.has_fd)
@@ -484,6 +504,8 @@ fn f15_messages_of_features_that_were_not_negotiated_are_refused() {
         Request::NetSetMtu { mtu_bytes: 1500 },
         Request::SetBackendReqFd,
         Request::ResetDevice,
+        Request::GetInflightFd(shape(1)),
+        Request::SetInflightFd(shape(1)),
         Request::SetStatus(1),
         Request::GetStatus,
         Request::SetDeviceStateFd { direction: 0, phase: 0 },
@@ -529,4 +551,51 @@ fn the_end_of_a_connection_stops_every_ring() {
     t.ring(1);
     t.session.close(&mut t.host).unwrap();
     assert!(t.host.running.is_empty());
+}
+
+fn shape(queues: u16) -> Inflight {
+    Inflight { size_bytes: 4096, mmap_offset: 0, queues, queue_size: 16 }
+}
+
+#[test]
+fn f18_a_region_is_a_new_one_only_while_no_ring_runs() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    assert_eq!(t.say(Request::GetInflightFd(shape(2))).unwrap(), Some(Reply::Inflight(shape(2))));
+    t.ring(0);
+    t.say(Request::GetInflightFd(shape(2))).unwrap();
+    assert_eq!(t.host.regions_asked, [true, false]);
+}
+
+#[test]
+fn f17_a_region_is_taken_while_no_ring_runs() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    assert!(matches!(t.say(Request::SetInflightFd(shape(3))), Err(Refusal::Inflight(_))));
+    t.say(Request::SetInflightFd(shape(2))).unwrap();
+    t.ring(0);
+    assert!(matches!(t.say(Request::SetInflightFd(shape(2))), Err(Refusal::InflightRunning)));
+    assert_eq!(t.host.regions_set, [(shape(2), false)]);
+}
+
+/// The region knows where the rings of a session that died were; a front-end knows where a ring is that it got back.
+#[test]
+fn what_a_region_says_counts_until_the_front_end_has_had_its_ring_back() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    t.say(Request::SetInflightFd(shape(2))).unwrap();
+    t.ring(0);
+    assert_eq!(t.host.forgotten, [], "a first base is what a front-end remembers");
+    t.say(Request::GetVringBase { index: 0 }).unwrap();
+    t.say(Request::SetVringBase { index: 0, base: 0 }).unwrap();
+    assert_eq!(t.host.forgotten, [Some((0, false))], "the guest began anew");
+    t.say(Request::SetInflightFd(shape(2))).unwrap();
+    t.say(Request::SetVringBase { index: 0, base: 0 }).unwrap();
+    assert_eq!(t.host.forgotten.len(), 1, "a region that was handed back counts");
+    t.say(Request::SetStatus(0)).unwrap();
+    t.say(Request::ResetDevice).unwrap();
+    assert_eq!(t.host.forgotten[1..], [None, None]);
 }

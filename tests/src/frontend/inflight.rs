@@ -4,7 +4,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use backends::proto::{Code, Inflight, ProtocolFeatures, Reply, Request};
 
+use rustix::io::{pread, pwrite};
+
 use super::{Frontend, FrontendError, Result};
+use crate::guest::format::RingKind;
 
 /// A region as GET_INFLIGHT_FD gave it.
 #[derive(Debug)]
@@ -13,6 +16,39 @@ pub struct Region {
     pub inflight: Inflight,
     /// The file.
     pub fd: OwnedFd,
+}
+
+/// The layout is that of the vhost-user text ("Inflight I/O tracking"), for the first queue.
+impl Region {
+    /// Bytes of the region.
+    ///
+    /// # Panics
+    /// The file is shorter.
+    pub fn read<const N: usize>(&self, offset: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        let read = pread(&self.fd, &mut bytes, self.inflight.mmap_offset + offset);
+        assert_eq!(read, Ok(N), "read the region at {offset}");
+        bytes
+    }
+
+    /// Writes bytes of the region.
+    ///
+    /// # Panics
+    /// The file is shorter.
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
+        let written = pwrite(&self.fd, bytes, self.inflight.mmap_offset + offset);
+        assert_eq!(written, Ok(bytes.len()), "write the region at {offset}");
+    }
+
+    /// Entries of queue 0 that are marked as in flight.
+    pub fn marks(&self, kind: RingKind) -> Vec<u16> {
+        let (header, entry) = match kind {
+            RingKind::Split => (16, 16),
+            RingKind::Packed => (32, 32),
+        };
+        let entries = u16::from_le_bytes(self.read(10));
+        (0..entries).filter(|at| self.read::<1>(header + entry * u64::from(*at)) != [0]).collect()
+    }
 }
 
 impl Frontend {

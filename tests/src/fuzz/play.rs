@@ -399,6 +399,7 @@ fn queue<F: Format>(
         error: shared(error),
         stats: Arc::clone(stats),
         log: logged.then(|| WriteLog { pages: Arc::new(pages), ring: Vec::new() }),
+        inflight: None,
     };
     Queue::new(ring, Arc::clone(&shadow.memory), setup)
 }

@@ -11,10 +11,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
+use backends::inflight::RegionError;
 use backends::memory::MemoryError;
 use backends::notify::Signal;
 use backends::proto::wire::{F_PROTOCOL_FEATURES, Header};
-use backends::proto::{Code, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr, VringFd};
+use backends::proto::{Code, Inflight, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr, VringFd};
 use backends::ring::Layout;
 use backends::session::{Direction, Host, Offer, Refusal, RingStart, Session};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -46,6 +47,7 @@ struct Recorder {
     log: Option<(OwnedFd, Message)>,
     channel: Option<(OwnedFd, Message)>,
     transfer: Option<(OwnedFd, Message)>,
+    inflight: Option<(OwnedFd, Message)>,
     config: Vec<u8>,
     stops: usize,
 }
@@ -72,12 +74,12 @@ impl Recorder {
             rings.collect::<Vec<_>>(),
             regions.collect::<Vec<_>>(),
             self.config,
-            [&self.log, &self.channel, &self.transfer]
+            [&self.log, &self.channel, &self.transfer, &self.inflight]
         )
     }
 
     fn holds(&self) -> impl Iterator<Item = Message> {
-        let single = [&self.log, &self.channel, &self.transfer];
+        let single = [&self.log, &self.channel, &self.transfer, &self.inflight];
         let single = single.into_iter().flatten().map(|(_, message)| *message);
         self.regions.iter().map(|(.., message)| *message).chain(single)
     }
@@ -137,6 +139,22 @@ impl Host for Recorder {
         let ring = self.running.remove(&index).unwrap_or_else(|| panic!("queue {index} does not run"));
         if self.refuses(REFUSE_STOP) { Err(Refusal::Drain(index.into())) } else { Ok(ring.base) }
     }
+
+    fn inflight(&mut self, queues: u16, queue_size: u16, idle: bool) -> Inflight {
+        assert_eq!(idle, self.running.is_empty());
+        Inflight { size_bytes: 0, mmap_offset: 0, queues, queue_size }
+    }
+
+    fn set_inflight(&mut self, _: Inflight, fd: OwnedFd, _: bool) -> Result<(), RegionError> {
+        self.stands_still("the in-flight region");
+        if self.refuses(REFUSE_MEMORY) {
+            return Err(RegionError::Memory(MemoryError::Slots));
+        }
+        self.inflight = Some((fd, self.message));
+        Ok(())
+    }
+
+    fn forget_inflight(&mut self, _: Option<(u16, bool)>) {}
 
     fn set_call(&mut self, index: u16, call: Signal) {
         let ring = self.running.get_mut(&index);

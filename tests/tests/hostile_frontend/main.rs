@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use backends::proto::wire::{F_PROTOCOL_FEATURES, Header};
-use backends::proto::{Code, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr, VringFd};
+use backends::proto::{Code, Inflight, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr, VringFd};
 use tests::daemon::Counts;
 use tests::event::Event;
 use tests::frontend::{F_EVENT_IDX, Frontend, FrontendError, Memory, Wants};
@@ -16,6 +16,7 @@ use tests::guest::ring::Ring;
 use tests::machine::{Device, Machine, QUEUE_SIZE, RAM_BYTES};
 use tests::wait;
 
+mod inflight;
 mod memory;
 mod messages;
 mod rings;
@@ -63,6 +64,7 @@ fn requests() -> Vec<Request> {
     let region = MemoryRegion { guest_addr: 0, size_bytes: 4096, user_addr: 4096, mmap_offset: 0 };
     let addr = VringAddr { index: 0, flags: 0, descriptor: 0, used: 0, available: 0, log: 0 };
     let vring = VringFd { index: 0, has_fd: true };
+    let inflight = Inflight { size_bytes: 4096, mmap_offset: 0, queues: 1, queue_size: 16 };
     let all = vec![
         Request::GetFeatures,
         Request::SetFeatures(0),
@@ -91,6 +93,8 @@ fn requests() -> Vec<Request> {
         Request::NetSetMtu { mtu_bytes: 1500 },
         Request::SetBackendReqFd,
         Request::ResetDevice,
+        Request::GetInflightFd(inflight),
+        Request::SetInflightFd(inflight),
         Request::SetStatus(0),
         Request::GetStatus,
         Request::SetDeviceStateFd { direction: 0, phase: 0 },
