@@ -19,7 +19,8 @@ use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::device::Device;
-use crate::options::{Common, PathProblem, SocketError};
+use crate::keeper::role::{self, Place, become_keeper};
+use crate::options::{Common, PathProblem, SocketError, Switch};
 use crate::server::{Server, Settings};
 
 /// What one daemon is, beside what all are.
@@ -90,6 +91,9 @@ struct CommandLine<P: Program> {
 
 /// Runs the daemon.
 pub fn main<P: Program>() -> ExitCode {
+    if let Some(ended) = role::main(P::NAME) {
+        return ended;
+    }
     let command = CommandLine::<P>::command()
         .name(P::NAME)
         .version(env!("CARGO_PKG_VERSION"))
@@ -105,7 +109,15 @@ pub fn main<P: Program>() -> ExitCode {
         Err(error) => error.exit(),
     };
     log_to_stderr(line.common.log_level);
-    match run(line) {
+    let ended = if line.common.keeper == Switch::On && line.common.worker.is_none() {
+        Place::new(&line.common).and_then(|place| Err(become_keeper(&place)))
+    } else {
+        if line.common.worker.is_some() {
+            role::set_name(P::NAME);
+        }
+        run(line)
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{}: {}", P::NAME, failure.message);
@@ -124,7 +136,8 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
     // A file at its size limit: the write fails, the daemon goes on.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;
     let endpoint = line.common.endpoint()?;
-    let _path = line.common.socket_path.clone().map(Unlink::new);
+    let bound = line.common.socket_path.clone().filter(|_| line.common.worker.is_none());
+    let _path = bound.map(Unlink::new);
     let common = &line.common;
     let settings = Settings {
         engine: common.engine,
@@ -133,7 +146,10 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
     };
     let mut server = Server::new(device, settings).map_err(Failure::host)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
-    tracing::info!("Listening");
+    // Behind a keeper, that is who listens.
+    if line.common.worker.is_none() {
+        tracing::info!("Listening");
+    }
     let served = server.serve(endpoint, end.as_fd());
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     report(&server);
@@ -160,13 +176,14 @@ fn log_to_stderr(level: tracing::Level) {
 }
 
 /// Removes the socket that we bound when the daemon ends, unless another one has taken its place.
-struct Unlink {
+#[derive(Debug)]
+pub(crate) struct Unlink {
     path: PathBuf,
     bound: Option<(u64, u64)>,
 }
 
 impl Unlink {
-    fn new(path: PathBuf) -> Unlink {
+    pub(crate) fn new(path: PathBuf) -> Unlink {
         Unlink { bound: identity(&path), path }
     }
 }

@@ -8,7 +8,8 @@
 //! Three verbs carry each of them: [`queue::Queue::next`], [`queue::Queue::complete`] and
 //! [`queue::Queue::abandon`]. Beside the data path, [`proto`] speaks vhost-user, [`session`] decides what a
 //! message means, [`server`] carries it out, [`worker`] runs the queues and, beside them, [`task`]s, and [`daemon`] is
-//! the way from the command line to all that. A daemon adds a [`device::Device`] and a [`device::Handler`]; `README.md` of this
+//! the way from the command line to all that; [`keeper`] holds the front-end while worker processes come and go. A
+//! daemon adds a [`device::Device`] and a [`device::Handler`]; `README.md` of this
 //! crate builds one.
 //!
 //! `unsafe` lives in `memory`, `sys` and `engine` only.
@@ -24,6 +25,7 @@ pub mod device;
 pub mod engine;
 pub mod failpoint;
 pub mod inflight;
+pub mod keeper;
 pub mod limit;
 pub mod log;
 pub mod memory;

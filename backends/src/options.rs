@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::cpus::CpuList;
 use crate::engine::EngineKind;
+use crate::keeper::channel::Channel;
 use crate::server::Endpoint;
 
 /// Longest path of a unix socket (`sun_path` less its closing zero).
@@ -40,6 +41,14 @@ pub struct Common {
     #[arg(long)]
     pub print_capabilities: bool,
 
+    /// Hold the front-end's connection in a process of its own, so that a worker that dies is replaced unnoticed
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    pub keeper: Switch,
+
+    /// The channel to this worker's keeper
+    #[arg(long, hide = true, value_name = "FD")]
+    pub worker: Option<RawFd>,
+
     /// How to wait for and do I/O
     #[arg(long, value_enum, value_name = "KIND", default_value_t)]
     pub engine: EngineKind,
@@ -55,6 +64,16 @@ pub struct Common {
     /// What to log on standard error
     #[arg(long, value_name = "LEVEL", default_value_t = tracing::Level::INFO)]
     pub log_level: tracing::Level,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// It is.
+    #[default]
+    On,
+    /// It is not.
+    Off,
 }
 
 /// Why there is no socket.
@@ -81,6 +100,9 @@ pub enum SocketError {
         /// Error of the host.
         cause: io::Error,
     },
+    /// A worker without a keeper.
+    #[error("--worker: {0}; this option is for keepers only")]
+    Channel(io::Error),
     /// systemd passed something that is not for us.
     #[error("LISTEN_FDS: {0}")]
     Activation(String),
@@ -109,6 +131,9 @@ impl Common {
     /// # Errors
     /// [`SocketError`]
     pub fn endpoint(&self) -> Result<Endpoint, SocketError> {
+        if let Some(fd) = self.worker {
+            return Channel::inherited(fd).map(Endpoint::Kept).map_err(SocketError::Channel);
+        }
         match (&self.socket_path, self.fd) {
             (Some(path), _) => listen("--socket-path", path).map(Endpoint::Listening),
             (None, Some(fd)) => from_fd(fd),

@@ -18,8 +18,10 @@ use tempfile::TempDir;
 use thiserror::Error;
 
 mod binary;
+pub mod process;
 
 pub use binary::binary;
+pub use process::Counts;
 
 use crate::wait;
 
@@ -58,19 +60,6 @@ impl std::fmt::Display for Exit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "code {:?}, signal {:?}: {}", self.code, self.signal, self.stderr.trim())
     }
-}
-
-/// Resources of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Counts {
-    /// Open descriptors.
-    pub fds: usize,
-    /// Threads.
-    pub threads: usize,
-    /// Mappings.
-    pub maps: usize,
-    /// Resident memory in KiB.
-    pub rss_kib: u64,
 }
 
 /// A program about to be started.
@@ -212,7 +201,7 @@ impl Daemon {
         self.launch.dir()
     }
 
-    /// Its process number.
+    /// Its process number: the keeper's, if it has one.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -271,10 +260,17 @@ impl Daemon {
         self.await_listening(&self.socket.clone())
     }
 
-    /// Kills it (SIGKILL) and waits until it is gone.
+    /// Kills it (SIGKILL) and waits until it is gone, and its worker, which then ends by itself.
+    ///
+    /// # Panics
+    /// Its worker goes on.
     pub fn kill9(&mut self) {
+        let worker = process::find_worker(self.pid());
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(worker) = worker {
+            process::wait_gone(worker);
+        }
     }
 
     /// Asks it to end (SIGTERM) and waits for that.
@@ -302,20 +298,12 @@ impl Daemon {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Descriptors, threads, mappings and memory at this moment.
+    /// Descriptors, threads, mappings and memory of its worker at this moment.
     ///
     /// # Panics
     /// It has ended.
     pub fn counts(&self) -> Counts {
-        let entries = |name: &str| fs::read_dir(self.proc(name)).map(Iterator::count);
-        let maps = fs::read_to_string(self.proc("maps")).map(|text| text.lines().count());
-        let gone = |e| panic!("process {} is gone: {e}", self.pid());
-        Counts {
-            fds: entries("fd").unwrap_or_else(gone),
-            threads: entries("task").unwrap_or_else(gone),
-            maps: maps.unwrap_or_else(gone),
-            rss_kib: self.rss_kib(),
-        }
+        process::counts(self.worker_pid())
     }
 
     /// Its worker threads by name, and the CPUs they may run on (Cpus_allowed_list of proc(5)), sorted.
@@ -323,8 +311,9 @@ impl Daemon {
     /// # Panics
     /// It has ended.
     pub fn worker_cpus(&self) -> Vec<(String, String)> {
-        let tasks =
-            fs::read_dir(self.proc("task")).unwrap_or_else(|e| panic!("process {} is gone: {e}", self.pid()));
+        let worker = self.worker_pid();
+        let tasks = fs::read_dir(format!("/proc/{worker}/task"));
+        let tasks = tasks.unwrap_or_else(|e| panic!("process {worker} is gone: {e}"));
         let statuses = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("status")).ok());
         let field = |status: &str, name: &str| {
             let value = status.lines().find_map(|line| line.strip_prefix(name));
@@ -336,26 +325,39 @@ impl Daemon {
         workers
     }
 
-    /// CPU time it has used, in clock ticks (hundredths of a second).
+    /// The same of its keeper.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn keeper_counts(&self) -> Counts {
+        process::counts(self.pid())
+    }
+
+    /// CPU time it has used, keeper and worker, in clock ticks (hundredths of a second).
     ///
     /// # Panics
     /// It has ended.
     pub fn cpu_ticks(&self) -> u64 {
-        let stat = fs::read_to_string(self.proc("stat")).unwrap_or_default();
-        // The name in parentheses may hold anything: count fields behind it. utime and stime are 14 and 15.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = fields.get(11..13).map(|two| two.iter().filter_map(|n| n.parse::<u64>().ok()).sum());
-        ticks.unwrap_or_else(|| panic!("process {} is gone", self.pid()))
+        let (keeper, worker) = (self.pid(), self.worker_pid());
+        process::cpu_ticks(worker) + if keeper == worker { 0 } else { process::cpu_ticks(keeper) }
     }
 
-    fn rss_kib(&self) -> u64 {
-        let status = fs::read_to_string(self.proc("status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    /// The process that serves the device: the keeper's worker, or the only one there is (`--keeper off`).
+    ///
+    /// # Panics
+    /// There is none within the deadline.
+    pub fn worker_pid(&self) -> u32 {
+        process::worker_of(self.pid())
     }
 
-    fn proc(&self, name: &str) -> String {
-        format!("/proc/{}/{name}", self.pid())
+    /// Kills the worker (SIGKILL) and returns when it is gone; who it was. The keeper starts the next one.
+    ///
+    /// # Panics
+    /// There is no worker within the deadline.
+    pub fn kill_worker(&self) -> u32 {
+        let worker = self.worker_pid();
+        process::kill_and_wait(worker);
+        worker
     }
 
     fn rustix_pid(&self) -> Pid {
@@ -379,7 +381,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        self.kill9();
+        let worker = process::find_worker(self.pid());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        worker.inspect(|pid| process::kill(*pid));
     }
 }
 

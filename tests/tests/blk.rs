@@ -451,7 +451,7 @@ fn k16_a_write_that_the_host_has_no_room_for_fails_and_later_ones_succeed() {
 
 /// Lets the daemon write below this many bytes only, as a full disk would.
 fn limit_file_size(daemon: &Daemon, bytes: Option<u64>) {
-    let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
+    let pid = Pid::from_raw(i32::try_from(daemon.worker_pid()).unwrap());
     prlimit(pid, Resource::Fsize, Rlimit { current: bytes, maximum: None }).unwrap();
 }
 

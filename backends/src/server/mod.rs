@@ -24,6 +24,7 @@ use crate::device::{Announcer, Device};
 use crate::engine::EngineKind;
 use crate::failpoint;
 use crate::inflight::Region;
+use crate::keeper::channel::{Channel, Note};
 use crate::log::Gate;
 use crate::memory::dirty::DirtyLog;
 use crate::memory::{Memory, guard};
@@ -70,6 +71,8 @@ pub enum Endpoint {
     Listening(UnixListener),
     /// The only front-end; when it goes the daemon ends.
     Connected(UnixStream),
+    /// A keeper holds the front-ends and hands on their messages; when it goes the worker ends.
+    Kept(Channel),
 }
 
 /// How a server serves.
@@ -186,8 +189,9 @@ impl<D: Device> Server<D> {
         self.end = Some(end.try_clone_to_owned()?);
         match endpoint {
             Endpoint::Connected(stream) => {
-                self.serve_front_end(stream, end);
+                self.serve_front_end(stream, None, end);
             }
+            Endpoint::Kept(keeper) => self.serve_keeper(&keeper, end)?,
             Endpoint::Listening(listener) => {
                 listener.set_nonblocking(true)?;
                 while self.wait(listener.as_fd(), end, None)? != Wake::End {
@@ -199,7 +203,7 @@ impl<D: Device> Server<D> {
                             continue;
                         }
                     };
-                    if self.serve_front_end(stream, end) {
+                    if self.serve_front_end(stream, None, end) {
                         break;
                     }
                 }
@@ -217,15 +221,46 @@ impl<D: Device> Server<D> {
         self.wait(end, end, Some(Instant::now() + ACCEPT_PAUSE)).map(drop)
     }
 
-    /// One connection, from first to last message. `true`: the daemon was asked to end.
-    fn serve_front_end(&mut self, stream: UnixStream, end: BorrowedFd<'_>) -> bool {
+    /// Serves the sessions that a keeper hands over, until that ends.
+    fn serve_keeper(&mut self, keeper: &Channel, end: BorrowedFd<'_>) -> io::Result<()> {
+        keeper.send(&Note::Ready, &[])?;
+        while self.wait(keeper.as_fd(), end, None)? != Wake::End {
+            match keeper.try_recv() {
+                Ok(Some((Note::Session(number), fds))) => {
+                    let Some(fd) = fds.into_iter().next() else { continue };
+                    if self.serve_front_end(fd.into(), Some((keeper, number)), end) {
+                        break;
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// One connection, from first to last message. `true`: the daemon was asked to end. A keeper is told whether the
+    /// end of the session is meant: without that it takes us for dead.
+    fn serve_front_end(
+        &mut self,
+        stream: UnixStream,
+        keeper: Option<(&Channel, u32)>,
+        end: BorrowedFd<'_>,
+    ) -> bool {
         let told = self.gates.connections.pass(Instant::now());
         if let Some(left_out) = told {
             tracing::info!(left_out, "Front-end connected");
         }
         let mut session = Session::new(self.offer());
         let over = match Connection::new(stream) {
-            Ok(mut connection) => self.converse(&mut session, &mut connection, end),
+            Ok(mut connection) => {
+                let over = self.converse(&mut session, &mut connection, end);
+                if let (Some((keeper, number)), false) = (keeper, matches!(over, Hangup::Asked)) {
+                    // A keeper that is gone needs to know nothing.
+                    let _ = keeper.send(&Note::Over(number), &[]);
+                }
+                over
+            }
             Err(error) => error.into(),
         };
         let asked = matches!(over, Hangup::Asked);

@@ -51,6 +51,10 @@ impl Rig {
     /// # Panics
     /// It does not serve.
     pub fn start(launch: Launch, mode: Mode, wants: Wants, queues: u16) -> Rig {
+        let launch = match mode {
+            Mode::Keeper => launch,
+            Mode::Reconnect => launch.args(["--keeper", "off"]),
+        };
         let daemon = launch.serve().unwrap_or_else(|e| panic!("daemon: {e}"));
         Rig::on(daemon, mode, wants, queues)
     }
@@ -95,7 +99,7 @@ impl Rig {
     /// The process that serves.
     pub fn server(&self) -> u32 {
         match self.mode {
-            Mode::Keeper => worker_pid(&self.daemon),
+            Mode::Keeper => self.daemon.worker_pid(),
             Mode::Reconnect => self.daemon.pid(),
         }
     }
@@ -103,7 +107,7 @@ impl Rig {
     /// Resources of the process that serves, and of its keeper.
     pub fn counts(&self) -> Vec<Counts> {
         match self.mode {
-            Mode::Keeper => Vec::new(),
+            Mode::Keeper => vec![self.daemon.counts(), self.daemon.keeper_counts()],
             Mode::Reconnect => vec![self.daemon.counts()],
         }
     }
@@ -238,10 +242,4 @@ pub fn remembered_base(ring: &Ring) -> u32 {
         RingKind::Split => ring.raw().used_idx().into(),
         RingKind::Packed => ring.shape().first_base(),
     }
-}
-
-fn worker_pid(daemon: &Daemon) -> u32 {
-    let pid = daemon.pid();
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    children.split_whitespace().next().and_then(|pid| pid.parse().ok()).unwrap_or(0)
 }

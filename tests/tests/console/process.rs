@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
+use tests::daemon::process::{cpu_ticks, worker_of};
 use tests::daemon::{binary, listening};
 use tests::wait;
 
@@ -45,6 +46,12 @@ impl Process {
         fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }
 
+    /// Clock ticks of CPU time that keeper and worker used.
+    pub fn cpu_ticks(&self) -> u64 {
+        let keeper = self.child.id();
+        cpu_ticks(keeper) + cpu_ticks(worker_of(keeper))
+    }
+
     /// SIGTERM; the exit code and what it said.
     pub fn terminate(mut self) -> (Option<i32>, String) {
         let pid = Pid::from_child(&self.child);
@@ -60,11 +67,4 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Clock ticks (hundredths of a second) of CPU time that a process used.
-pub fn cpu_ticks(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    fields[11..13].iter().map(|number| number.parse::<u64>().unwrap()).sum()
 }

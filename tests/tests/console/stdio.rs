@@ -15,7 +15,7 @@ use tests::guest::memory::RAM_BASE;
 use tests::random::Random;
 
 use crate::end::End;
-use crate::process::{Process, cpu_ticks};
+use crate::process::Process;
 use crate::traffic::both_ways;
 use crate::{Guest, KEEP_BYTES, WAYS, Way, account, assert_same};
 
@@ -134,9 +134,9 @@ fn dev_null_is_silent_and_costs_no_cpu() {
         let mut guest = way.boot(&process.socket());
         guest.say(&[1; 1_000_000], 10_000);
         guest.console.post(1, 64);
-        let before = cpu_ticks(process.child.id());
+        let before = process.cpu_ticks();
         guest.console.rx.wait_used_until(Instant::now() + Duration::from_millis(500)).unwrap_err();
-        let used = cpu_ticks(process.child.id()) - before;
+        let used = process.cpu_ticks() - before;
         assert!(used <= 5, "{used} ticks in half a second on {way:?}");
     }
 }

@@ -1,0 +1,312 @@
+//! The keeper: the process that holds a front-end's connection while workers come and go.
+//!
+//! ```text
+//!              messages, one at a time                      messages
+//! front-end ◄────────────────────────► keeper ◄──────────────────────────► worker
+//!     │                                  │ record of the session             │
+//!     └── memory, eventfds ──────────────┴── by descriptor, passed on ───────┘   the data path does not come here
+//! ```
+//! In: front-ends, one after the other. Out: each of their messages handed to a worker process of the same program,
+//! and the answers handed back. Promises: a worker that dies at any moment is followed by another that is brought to
+//! where the session was ([`record`]) and given the message that was not answered ([`proxy`]); the front-end sees a
+//! pause and no disconnect; the next worker starts when the one before is reaped ([`worker`]); a worker that keeps
+//! dying is started again ever more slowly ([`pace`]); nothing is waited for without a deadline; guest memory is
+//! never mapped here. Refuses: to go on with a front-end whose message was the end of three workers, or whose session
+//! no worker takes any more.
+//!
+//! The daemon is started as one process, which checks its options and then becomes the keeper ([`role`]). SIGTERM and
+//! SIGINT end both, SIGHUP starts the next worker from what the executable's path names now, with the same front-end.
+//! If the keeper dies the worker ends.
+
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
+
+pub mod channel;
+mod pace;
+mod proxy;
+mod record;
+pub mod role;
+mod signals;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use sd_notify::NotifyState;
+
+use crate::daemon::{Failure, Unlink};
+use crate::log::Gate;
+use crate::proto::Connection;
+use crate::server::Endpoint;
+use pace::Pace;
+use proxy::{FrontEnd, With};
+use role::Place;
+use signals::Signals;
+use worker::{Gift, Program, Unready, Worker};
+
+/// How long an accept that failed for want of descriptors or memory is left alone.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// After what time without anything to do the keeper makes itself small.
+const QUIET: Duration = Duration::from_millis(100);
+/// Most names that workers can have kept.
+const MAX_KEPT: usize = 64;
+
+/// What keeps the keeper from going on as it was.
+#[derive(Debug)]
+enum Stop {
+    /// The daemon is to end.
+    Asked,
+    /// The front-end is gone, or given up; why.
+    FrontEnd(String),
+    /// The worker died, or is as good as dead; why.
+    Worker(String),
+    /// The worker cannot open its device; it has said why.
+    Unready(ExitStatus),
+    /// The host does not let the keeper go on.
+    Failed(io::Error),
+    /// There is no socket to listen on.
+    Place(Failure),
+}
+
+/// Where front-ends come from.
+#[derive(Debug)]
+enum Door {
+    /// Each connection is one front-end, one after the other.
+    Listening(UnixListener),
+    /// The only front-end; the daemon ends with it.
+    Single,
+}
+
+/// One a class of log lines that others can cause.
+#[derive(Debug, Default)]
+struct Gates {
+    front_ends: Gate,
+    workers: Gate,
+}
+
+/// One daemon's keeper.
+#[derive(Debug)]
+struct Keeper {
+    name: &'static str,
+    program: Program,
+    /// The executable, to start it anew from there when it was replaced.
+    path: PathBuf,
+    /// An executable that has not been found good yet takes the place of this one, which has.
+    proven: Option<OwnedFd>,
+    signals: Signals,
+    place: Option<Place>,
+    door: Option<Door>,
+    worker: Option<Worker>,
+    pace: Pace,
+    front_end: Option<FrontEnd>,
+    sessions: u32,
+    kept: BTreeMap<String, Vec<OwnedFd>>,
+    gates: Gates,
+    /// Something was done since memory was last given back.
+    stirred: bool,
+    /// The socket we bound, removed with the keeper.
+    socket: Option<Unlink>,
+}
+
+impl Keeper {
+    /// Runs until the daemon is to end; how the worker ended then, if there was one.
+    fn run(&mut self) -> Result<Option<ExitStatus>, Stop> {
+        let stop = loop {
+            let went = match self.turn() {
+                Err(Stop::Worker(why)) => self.bury(&why),
+                Err(Stop::FrontEnd(why)) => self.hang_up(&why),
+                other => other,
+            };
+            if let Err(stop) = went {
+                break stop;
+            }
+        };
+        let ended = self.worker.take().map(Worker::terminate);
+        if matches!(stop, Stop::Asked) { Ok(ended.flatten()) } else { Err(stop) }
+    }
+
+    /// One step: a worker, what it has to hear, and the next thing that happens.
+    fn turn(&mut self) -> Result<(), Stop> {
+        if self.worker.is_none() {
+            self.start()?;
+        }
+        self.stirred = true;
+        if let (Some(worker), Some(front_end)) = (&mut self.worker, &mut self.front_end) {
+            let with = &mut With { worker, signals: &self.signals };
+            if with.worker.session().is_none() {
+                self.sessions = self.sessions.wrapping_add(1);
+                with.worker.begin(self.sessions)?;
+                front_end.resume(with)?;
+            }
+            front_end.deliver(with)?;
+        }
+        self.listen()
+    }
+
+    /// Waits for the front-end, the worker or the operator.
+    fn listen(&mut self) -> Result<(), Stop> {
+        let Some(worker) = &mut self.worker else { return Ok(()) };
+        let (front, deadline) = match (&self.front_end, &self.door) {
+            (Some(front_end), _) => (front_end.connection().as_fd(), front_end.deadline()),
+            (None, Some(Door::Listening(listener))) => (listener.as_fd(), None),
+            _ => return Err(Stop::Asked),
+        };
+        let session: BorrowedFd<'_> = worker.session().map_or(worker.channel(), |session| session.as_fd());
+        let fds = [front, session, worker.channel(), self.signals.upgrade()];
+        if std::mem::take(&mut self.stirred)
+            && !self.signals.wait(fds, Some(Instant::now() + QUIET))?.contains(&true)
+        {
+            crate::sys::drop_clean_pages();
+        }
+        match self.signals.wait(fds, deadline)? {
+            [_, _, _, true] if self.signals.take_upgrade() => self.upgrade(),
+            [_, true, _, _] if worker.session().is_some() => Err(worker.unasked()),
+            [_, _, true, _] => worker.notes().map(|gifts| self.keep(gifts)),
+            [true, ..] => {
+                self.front_end.as_mut().map_or(Ok(()), FrontEnd::receive).and_then(|()| self.admit())
+            }
+            _ => Err(Stop::FrontEnd("it did not finish a message".into())),
+        }
+    }
+
+    /// Takes the next front-end, if there is none.
+    fn admit(&mut self) -> Result<(), Stop> {
+        let (None, Some(Door::Listening(listener))) = (&self.front_end, &self.door) else { return Ok(()) };
+        match listener.accept() {
+            Ok((stream, _)) => self.front_end = Connection::new(stream).ok().map(FrontEnd::new),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // It waits in the backlog, and so do we for a moment.
+            Err(_) => self.signals.pause(ACCEPT_PAUSE)?,
+        }
+        Ok(())
+    }
+
+    /// Has a worker that is ready, however often that has to be tried; the first one has one try.
+    fn start(&mut self) -> Result<(), Stop> {
+        let first = self.place.is_some();
+        loop {
+            let mut worker = Worker::spawn(&self.program, &self.kept).map_err(Stop::Failed)?;
+            let ready = worker.ready(&self.signals)?;
+            let gifts = worker.gifts();
+            self.keep(gifts);
+            match ready {
+                Ok(()) => {
+                    self.worker = Some(worker);
+                    break;
+                }
+                Err(Unready(status)) if first => return Err(Stop::Unready(status)),
+                Err(Unready(status)) => self.start_failed(status)?,
+            }
+        }
+        self.pace.started();
+        self.proven = None;
+        if first { self.open() } else { Ok(()) }
+    }
+
+    /// Tries again a little later; with the executable from before, if another was to take its place.
+    fn start_failed(&mut self, status: ExitStatus) -> Result<(), Stop> {
+        if let Some(proven) = self.proven.take() {
+            self.program.exe = proven;
+            self.say(&format!("The new executable does not start ({status}), going on with the one before"));
+            return Ok(());
+        }
+        let delay = self.pace.failed();
+        self.signals.pause(delay)
+    }
+
+    /// The first worker is ready: now front-ends are let in.
+    fn open(&mut self) -> Result<(), Stop> {
+        let Some(place) = self.place.take() else { return Ok(()) };
+        let (endpoint, socket) = place.open().map_err(Stop::Place)?;
+        self.socket = socket;
+        match endpoint {
+            Endpoint::Listening(listener) => {
+                listener.set_nonblocking(true).map_err(Stop::Failed)?;
+                self.door = Some(Door::Listening(listener));
+            }
+            Endpoint::Connected(stream) => {
+                self.front_end = Connection::new(stream).ok().map(FrontEnd::new);
+                self.door = Some(Door::Single);
+            }
+            // Keepers have no keepers.
+            Endpoint::Kept(_) => {}
+        }
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        self.say("Listening");
+        Ok(())
+    }
+
+    /// Reaps the worker, and gives it a successor when that is due.
+    fn bury(&mut self, why: &str) -> Result<(), Stop> {
+        let Some(mut worker) = self.worker.take() else { return Ok(()) };
+        let status = worker.end(&self.signals);
+        let gifts = worker.notes().unwrap_or_else(|_| worker.gifts());
+        self.keep(gifts);
+        let (pid, status) = (worker.pid(), status?);
+        if let Some(left_out) = self.gates.workers.pass(Instant::now()) {
+            self.say(&format!(
+                "Worker {pid} ended ({status}), another one goes on: {why} (left_out={left_out})"
+            ));
+        }
+        if let Some(front_end) = &mut self.front_end
+            && let Err(Stop::FrontEnd(why)) = front_end.worker_died()
+        {
+            self.hang_up(&why)?;
+        }
+        let delay = self.pace.died(Instant::now());
+        self.signals.pause(delay)
+    }
+
+    /// The front-end is done with.
+    fn hang_up(&mut self, why: &str) -> Result<(), Stop> {
+        self.front_end = None;
+        if let Some(worker) = &mut self.worker {
+            worker.finish();
+        }
+        if let Some(left_out) = self.gates.front_ends.pass(Instant::now()) {
+            self.say(&format!("Front-end gone: {why} (left_out={left_out})"));
+        }
+        if matches!(self.door, Some(Door::Single)) { Err(Stop::Asked) } else { Ok(()) }
+    }
+
+    /// Asks the worker to end; its successor is what the executable's path names now.
+    fn upgrade(&mut self) -> Result<(), Stop> {
+        match rustix::fs::open(&self.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(exe) => {
+                let before = std::mem::replace(&mut self.program.exe, exe);
+                self.proven.get_or_insert(before);
+            }
+            Err(errno) => {
+                self.say(&format!("Cannot upgrade: {}: {errno}", self.path.display()));
+                return Ok(());
+            }
+        }
+        if let Some(worker) = &self.worker {
+            worker.signal(rustix::process::Signal::TERM);
+        }
+        Err(Stop::Worker("upgrade".into()))
+    }
+
+    fn keep(&mut self, gifts: Vec<Gift>) {
+        for (name, fds) in gifts {
+            if fds.is_empty() {
+                self.kept.remove(&name);
+            } else if self.kept.len() < MAX_KEPT || self.kept.contains_key(&name) {
+                self.kept.insert(name, fds);
+            }
+        }
+    }
+
+    /// A line for the log.
+    fn say(&self, line: &str) {
+        eprintln!("{}: {line}", self.name);
+    }
+}

@@ -1,0 +1,247 @@
+//! One front-end's session: each of its messages taken to the worker, and the answer back.
+//!
+//! In: messages of the front-end, one at a time. Out: the worker's answers, and a [`Record`] of what was accepted.
+//! Promises: a front-end sees what it would see of the worker itself, whether that worker lived all the time or not;
+//! a message is forgotten only when it was answered, so that one whose worker died is repeated to the next; nothing
+//! waits without a deadline. Refuses, as the session does, what cannot be decoded or belongs to a feature that this
+//! front-end did not negotiate: the worker negotiated more, with the keeper.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use super::Stop;
+use super::record::Record;
+use super::signals::Signals;
+use super::worker::Worker;
+use crate::proto::transport::MESSAGE_DEADLINE;
+use crate::proto::wire::Header;
+use crate::proto::{Code, Connection, Frame, Inflight, ProtocolFeatures, Reply, Request};
+use crate::session::MAX_QUEUE_SIZE;
+
+/// What the keeper negotiates for itself, where the worker offers it: an ack for each message, the number of queues,
+/// a region for what is in flight, and memory tables of any length.
+const OWN: ProtocolFeatures = ProtocolFeatures::REPLY_ACK
+    .union(ProtocolFeatures::MQ)
+    .union(ProtocolFeatures::INFLIGHT_SHMFD)
+    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+/// Workers that may die over one message before its front-end is given up.
+const DEATHS_PER_MESSAGE: u32 = 3;
+
+/// A connected front-end.
+#[derive(Debug)]
+pub(super) struct FrontEnd {
+    connection: Connection,
+    record: Record,
+    /// What the keeper negotiated for itself with the worker at hand.
+    own: ProtocolFeatures,
+    pending: Option<Pending>,
+}
+
+/// A message that has not been answered.
+#[derive(Debug)]
+struct Pending {
+    header: Header,
+    request: Request,
+    fds: Vec<OwnedFd>,
+    /// Workers that died over it.
+    deaths: u32,
+}
+
+/// A worker with which to carry out something.
+pub(super) struct With<'a> {
+    pub(super) worker: &'a mut Worker,
+    pub(super) signals: &'a Signals,
+}
+
+impl With<'_> {
+    fn ask(&mut self, request: &Request, need_reply: bool, fds: &[&OwnedFd]) -> Result<Frame, Stop> {
+        self.worker.ask(request, need_reply, fds, self.signals)
+    }
+
+    /// Asks for a value.
+    fn value(&mut self, request: &Request) -> Result<u64, Stop> {
+        let frame = self.ask(request, false, &[])?;
+        match Reply::decode(request.code(), &frame.payload) {
+            Some(Reply::U64(value)) => Ok(value),
+            _ => Err(Stop::Worker("its answer makes no sense".into())),
+        }
+    }
+
+    /// Says something, and whether it was accepted.
+    fn accepted(&mut self, request: &Request, fds: &[&OwnedFd]) -> Result<bool, Stop> {
+        let frame = self.ask(request, !request.code().rule().answered, fds)?;
+        Ok(Reply::decode(request.code(), &frame.payload) == Some(Reply::U64(0)))
+    }
+}
+
+impl FrontEnd {
+    /// A front-end that has said nothing yet.
+    pub(super) fn new(connection: Connection) -> FrontEnd {
+        FrontEnd { connection, record: Record::new(), own: ProtocolFeatures::empty(), pending: None }
+    }
+
+    /// Its socket.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// When the message that is arriving has to be whole.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.connection.partial_since().map(|since| since + MESSAGE_DEADLINE)
+    }
+
+    /// Its worker died.
+    ///
+    /// # Errors
+    /// [`Stop::FrontEnd`]: too many did, over the same message.
+    pub(super) fn worker_died(&mut self) -> Result<(), Stop> {
+        self.record.worker_died();
+        let Some(pending) = &mut self.pending else { return Ok(()) };
+        pending.deaths += 1;
+        if pending.deaths < DEATHS_PER_MESSAGE {
+            return Ok(());
+        }
+        Err(Stop::FrontEnd(format!("{:?} was the end of {} workers", pending.request.code(), pending.deaths)))
+    }
+
+    /// Brings a worker that knows nothing to where the session is.
+    ///
+    /// # Errors
+    /// [`Stop::FrontEnd`]: it cannot be brought there.
+    pub(super) fn resume(&mut self, with: &mut With<'_>) -> Result<(), Stop> {
+        let offered = ProtocolFeatures::from_bits_retain(with.value(&Request::GetProtocolFeatures)?);
+        let cannot = |what: String| Err(Stop::FrontEnd(format!("the new worker does not take {what}")));
+        let missing = self.record.protocol.difference(offered);
+        if !missing.is_empty() {
+            return cannot(format!("protocol features {:#x}", missing.bits()));
+        }
+        self.own = OWN.intersection(offered);
+        // The message after which acks are given is given none.
+        let negotiated = self.record.protocol.union(self.own);
+        with.worker.tell(&Request::SetProtocolFeatures(negotiated.bits()), false, &[])?;
+        for (request, fds) in self.record.replay() {
+            let accepted = with.accepted(&request, &fds)?;
+            // A ring whose memory was taken away did not run before either.
+            if !accepted && request.code() != Code::SetVringKick {
+                return cannot(format!("{:?} again", request.code()));
+            }
+        }
+        self.record.kick_all();
+        Ok(())
+    }
+
+    /// Takes what has arrived from the front-end.
+    pub(super) fn receive(&mut self) -> Result<(), Stop> {
+        match self.connection.try_recv() {
+            Ok(None) => Ok(()),
+            Ok(Some(frame)) => self.admit(frame),
+            Err(error) => Err(Stop::FrontEnd(error.to_string())),
+        }
+    }
+
+    /// A message that this front-end may send waits for a worker; another one is refused.
+    fn admit(&mut self, Frame { header, payload, fds }: Frame) -> Result<(), Stop> {
+        let request = match Request::decode(header, &payload, fds.len()) {
+            Ok(request) => request,
+            Err(error) => return self.refuse(header, true, error.to_string()),
+        };
+        let rule = request.code().rule();
+        if !self.record.protocol.contains(rule.needs) {
+            let why = format!("{:?} needs a protocol feature that was not negotiated", request.code());
+            return self.refuse(header, rule.answered, why);
+        }
+        self.pending = Some(Pending { header, request, fds, deaths: 0 });
+        Ok(())
+    }
+
+    /// The rules of a refusal: an ack says so where it was asked for; where an answer is waited for that cannot be
+    /// given, the connection ends.
+    fn refuse(&mut self, header: Header, waits: bool, why: String) -> Result<(), Stop> {
+        match (self.wants_ack(header), waits) {
+            (true, _) => self.send(header, &Reply::U64(1)),
+            (false, true) => Err(Stop::FrontEnd(why)),
+            (false, false) => Ok(()),
+        }
+    }
+
+    fn wants_ack(&self, header: Header) -> bool {
+        header.needs_reply() && self.record.protocol.contains(ProtocolFeatures::REPLY_ACK)
+    }
+
+    /// Carries the message at hand to the worker, and the answer to the front-end. With none this does nothing.
+    pub(super) fn deliver(&mut self, with: &mut With<'_>) -> Result<(), Stop> {
+        let Some(pending) = &self.pending else { return Ok(()) };
+        match pending.request.code() {
+            Code::SetVringKick if !self.record.has_inflight() => self.track(with)?,
+            Code::CheckDeviceState if self.record.state_lost => return self.answer_lost_state(),
+            _ => {}
+        }
+        let Some(Pending { header, request, fds, .. }) = &self.pending else { return Ok(()) };
+        let (wants_ack, answered) = (self.wants_ack(*header), request.code().rule().answered);
+        let fds: Vec<&OwnedFd> = fds.iter().collect();
+        let frame = match request {
+            Request::SetProtocolFeatures(bits) => {
+                let both = ProtocolFeatures::from_bits_retain(*bits).union(self.own);
+                with.ask(&Request::SetProtocolFeatures(both.bits()), true, &[])?
+            }
+            // A value of 1 could not be told from a refusal, so that is asked for only where the front-end does.
+            request => with.ask(request, !answered || wants_ack, &fds)?,
+        };
+        self.settle(frame, answered, wants_ack)
+    }
+
+    /// The worker has answered: noted, passed on, done with.
+    fn settle(&mut self, frame: Frame, answered: bool, wants_ack: bool) -> Result<(), Stop> {
+        let Some(Pending { header, request, fds, .. }) = self.pending.take() else { return Ok(()) };
+        let reply = Reply::decode(request.code(), &frame.payload);
+        if answered || reply == Some(Reply::U64(0)) {
+            self.record.accept(request, fds, reply.as_ref());
+        }
+        if !answered && !wants_ack {
+            return Ok(());
+        }
+        let fds: Vec<_> = frame.fds.iter().map(std::os::fd::AsFd::as_fd).collect();
+        let deadline = Instant::now() + MESSAGE_DEADLINE;
+        let sent = self.connection.send(
+            Header::reply(header.request, frame.payload.len()),
+            &frame.payload,
+            &fds,
+            deadline,
+        );
+        sent.map_err(|error| Stop::FrontEnd(error.to_string()))
+    }
+
+    /// The state that was on its way when a worker died did not arrive.
+    fn answer_lost_state(&mut self) -> Result<(), Stop> {
+        let Some(pending) = self.pending.take() else { return Ok(()) };
+        self.record.state_lost = false;
+        self.send(pending.header, &Reply::U64(1))
+    }
+
+    /// Has the worker track what is in flight, for a front-end that does not.
+    fn track(&mut self, with: &mut With<'_>) -> Result<(), Stop> {
+        if !self.own.contains(ProtocolFeatures::INFLIGHT_SHMFD | ProtocolFeatures::MQ) {
+            return Ok(());
+        }
+        let queues = u16::try_from(with.value(&Request::GetQueueNum)?).unwrap_or(u16::MAX);
+        let wanted = Inflight { queues, queue_size: MAX_QUEUE_SIZE, ..Inflight::default() };
+        let frame = with.ask(&Request::GetInflightFd(wanted), false, &[])?;
+        let (Some(Reply::Inflight(given)), Some(fd)) =
+            (Reply::decode(Code::GetInflightFd, &frame.payload), frame.fds.into_iter().next())
+        else {
+            return Err(Stop::Worker("it gives no region for what is in flight".into()));
+        };
+        let request = Request::SetInflightFd(given);
+        if with.accepted(&request, &[&fd])? {
+            self.record.accept(request, vec![fd], None);
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, to: Header, reply: &Reply) -> Result<(), Stop> {
+        let payload = reply.payload();
+        let header = Header::reply(to.request, payload.len());
+        let sent = self.connection.send(header, &payload, &[], Instant::now() + MESSAGE_DEADLINE);
+        sent.map_err(|error| Stop::FrontEnd(error.to_string()))
+    }
+}

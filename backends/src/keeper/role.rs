@@ -1,0 +1,173 @@
+//! Becoming the keeper: the daemon executes itself again, in the same process.
+//!
+//! In: options that were found good, and what they say about the socket. Out: this process as a keeper, a small image
+//! that has parsed no options and started no threads. What it needs to know goes before the daemon's own arguments:
+//!
+//! ```text
+//! outboard-X --as-keeper KIND VALUE EXECUTABLE ARGUMENT...       KIND VALUE: path P | listening FD | connected FD
+//! ```
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+
+use super::pace::Pace;
+use super::signals::Signals;
+use super::worker::Program;
+use super::{Keeper, Stop};
+use crate::daemon::{Failure, Unlink};
+use crate::options::{Common, listen};
+use crate::server::Endpoint;
+
+/// First argument of a keeper.
+const AS_KEEPER: &str = "--as-keeper";
+const SELF: &str = "/proc/self/exe";
+
+/// Where front-ends will come from.
+#[derive(Debug)]
+pub enum Place {
+    /// A socket that is bound once the first worker is ready.
+    Path(PathBuf),
+    /// A socket that was handed over.
+    Open(Endpoint),
+}
+
+impl Place {
+    /// Where the options say.
+    ///
+    /// # Errors
+    /// What was handed over is no socket.
+    pub fn new(options: &Common) -> Result<Place, Failure> {
+        match &options.socket_path {
+            Some(path) => Ok(Place::Path(path.clone())),
+            None => Ok(Place::Open(options.endpoint()?)),
+        }
+    }
+
+    fn to_args(&self) -> Result<[OsString; 2], io::Error> {
+        let (kind, fd) = match self {
+            Place::Path(path) => return Ok(["path".into(), path.into()]),
+            Place::Open(Endpoint::Listening(fd)) => ("listening", std::os::fd::AsFd::as_fd(fd)),
+            Place::Open(Endpoint::Connected(fd)) => ("connected", std::os::fd::AsFd::as_fd(fd)),
+            Place::Open(Endpoint::Kept(_)) => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        fcntl_setfd(fd, FdFlags::empty())?;
+        Ok([kind.into(), fd.as_raw_fd().to_string().into()])
+    }
+
+    fn from_args(kind: &OsString, value: &OsString) -> Option<Place> {
+        if kind == "path" {
+            return Some(Place::Path(value.into()));
+        }
+        let fd: OwnedFd = crate::sys::adopt_fd(value.to_str()?.parse().ok()?).ok()?;
+        match kind.to_str()? {
+            "listening" => Some(Place::Open(Endpoint::Listening(fd.into()))),
+            "connected" => Some(Place::Open(Endpoint::Connected(fd.into()))),
+            _ => None,
+        }
+    }
+
+    /// The socket, bound if it has yet to be.
+    pub(super) fn open(self) -> Result<(Endpoint, Option<Unlink>), Failure> {
+        match self {
+            Place::Path(path) => {
+                let listener = listen("--socket-path", &path)?;
+                Ok((Endpoint::Listening(listener), Some(Unlink::new(path))))
+            }
+            Place::Open(endpoint) => Ok((endpoint, None)),
+        }
+    }
+}
+
+/// Makes this process the keeper of the daemon that its arguments describe. Returns only if that failed.
+pub fn become_keeper(place: &Place) -> Failure {
+    let begin = || -> Result<io::Error, io::Error> {
+        let mut own = std::env::args_os();
+        let name = own.next().unwrap_or_default();
+        let mut command = Command::new(SELF);
+        command.arg0(&name).arg(AS_KEEPER).args(place.to_args()?).arg(std::env::current_exe()?).args(own);
+        Ok(command.exec())
+    };
+    let error = begin().unwrap_or_else(|error| error);
+    Failure::host(format!("Cannot start the keeper from {SELF}: {error}; mount /proc, or use --keeper off"))
+}
+
+/// Runs as the keeper, if that is what this process was started as.
+pub fn main(name: &'static str) -> Option<ExitCode> {
+    let mut args = std::env::args_os();
+    let own_name = args.next()?;
+    if args.next()? != AS_KEEPER {
+        return None;
+    }
+    let (kind, value, path) = (args.next()?, args.next()?, args.next()?);
+    let place = Place::from_args(&kind, &value)?;
+    let ended = keep(name, place, path.into(), std::iter::once(own_name).chain(args).collect());
+    Some(ended.unwrap_or_else(|failure| {
+        eprintln!("{name}: {}", failure.message);
+        ExitCode::from(failure.code)
+    }))
+}
+
+fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) -> Result<ExitCode, Failure> {
+    allow_descriptors();
+    set_name(name);
+    // Mappings are cut into pieces now, so that their number stays what it is.
+    crate::sys::drop_clean_pages();
+    let signals = Signals::new().map_err(Failure::host)?;
+    let exe = rustix::fs::open(SELF, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let exe = exe.map_err(|errno| Failure::host(format!("{SELF}: {errno}")))?;
+    let mut keeper = Keeper {
+        name,
+        program: Program { exe, args },
+        path,
+        proven: None,
+        signals,
+        place: Some(place),
+        door: None,
+        worker: None,
+        pace: Pace::new(Instant::now()),
+        front_end: None,
+        sessions: 0,
+        kept: Default::default(),
+        gates: Default::default(),
+        stirred: false,
+        socket: None,
+    };
+    let ended = keeper.run();
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    match ended {
+        Ok(status) => Ok(code(status.and_then(|status| status.code()), 0)),
+        Err(Stop::Unready(status)) => Ok(code(status.code(), 1)),
+        Err(Stop::Place(failure)) => Err(failure),
+        Err(Stop::Failed(error)) => Err(Failure::host(format!("Cannot go on: {error}"))),
+        Err(stop) => Err(Failure::host(format!("Cannot go on: {stop:?}"))),
+    }
+}
+
+/// An exit code passed on; `otherwise` where a signal ended the worker.
+fn code(code: Option<i32>, otherwise: u8) -> ExitCode {
+    ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(otherwise))
+}
+
+/// What `ps` and `top` call this process: it was executed by a path without a name.
+pub(crate) fn set_name(name: &str) {
+    if let Ok(name) = std::ffi::CString::new(name) {
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
+/// As many descriptors as this user may have: one for each region of memory and three for each queue of a session,
+/// here and in the worker, which inherits the limit.
+fn allow_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}

@@ -1,0 +1,264 @@
+//! The worker process, as its keeper sees it: started, asked, ended, reaped.
+//!
+//! In: an executable and the daemon's own arguments. Out: a [`Worker`] that is ready, with a [`Channel`] and, while a
+//! front-end is served, a connection that carries its messages. Promises: a worker that is dropped is dead and
+//! reaped, so that no two ever hold the same image; none is waited for without a deadline.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::Stop;
+use super::channel::{Channel, Note};
+use super::signals::Signals;
+use crate::proto::wire::Header;
+use crate::proto::{Connection, Frame, Request, TransportError};
+
+/// How long a worker may take for one message: longer than a ring may take to drain.
+const MUTE: Duration = Duration::from_secs(40);
+/// How long a worker may take to open its device.
+const START: Duration = Duration::from_secs(40);
+/// How long a worker that ends may take for it: longer than it drains.
+const GRACE: Duration = Duration::from_secs(8);
+/// What systemd told us, and nobody else.
+const OURS: [&str; 6] =
+    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"];
+
+/// What to start.
+#[derive(Debug)]
+pub(super) struct Program {
+    /// The executable: what its path named when it was opened.
+    pub(super) exe: OwnedFd,
+    /// Name and arguments that the daemon was started with.
+    pub(super) args: Vec<OsString>,
+}
+
+/// A worker that is ready.
+#[derive(Debug)]
+pub(super) struct Worker {
+    child: Child,
+    pidfd: OwnedFd,
+    channel: Channel,
+    /// The front-end's session, by its number.
+    session: Option<(u32, Connection)>,
+    /// What it gave to be kept and what it dropped, in order, since it was last taken.
+    gifts: Vec<Gift>,
+}
+
+/// Descriptors to keep under a name; none: the name is not needed any more.
+pub(super) type Gift = (String, Vec<OwnedFd>);
+
+/// A worker that ended before it was ready.
+#[derive(Debug)]
+pub(super) struct Unready(pub(super) ExitStatus);
+
+impl Worker {
+    /// Starts one, which finds `kept` on its channel; it has yet to say that it is ready.
+    pub(super) fn spawn(program: &Program, kept: &BTreeMap<String, Vec<OwnedFd>>) -> io::Result<Worker> {
+        let (channel, theirs) = Channel::pair()?;
+        for (name, fds) in kept {
+            let fds: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
+            channel.send(&Note::Kept(name.clone()), &fds)?;
+        }
+        let (name, args) = program.args.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.exe.as_raw_fd()));
+        command.arg0(name).args(args).arg("--worker").arg(theirs.as_fd().as_raw_fd().to_string());
+        for variable in OURS {
+            command.env_remove(variable);
+        }
+        // Nothing else runs in this process that could inherit it by accident.
+        fcntl_setfd(&theirs, FdFlags::empty())?;
+        let mut child = command.spawn()?;
+        let opened = Pid::from_raw(i32::try_from(child.id()).unwrap_or(0))
+            .ok_or(rustix::io::Errno::SRCH)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+        match opened {
+            Ok(pidfd) => Ok(Worker { child, pidfd, channel, session: None, gifts: Vec::new() }),
+            Err(errno) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                Err(errno.into())
+            }
+        }
+    }
+
+    /// Waits until its device is open.
+    pub(super) fn ready(&mut self, signals: &Signals) -> Result<Result<(), Unready>, Stop> {
+        let deadline = Instant::now() + START;
+        loop {
+            match self.note() {
+                Ok(Some(Note::Ready)) => return Ok(Ok(())),
+                Ok(Some(_)) => continue,
+                Ok(None) => {}
+                Err(_) => return Ok(Err(Unready(self.end(signals)?))),
+            }
+            if signals.wait([self.channel.as_fd()], Some(deadline))? == [false] {
+                self.signal(Signal::KILL);
+            }
+        }
+    }
+
+    /// Process number.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Readable when it has sent a note, or ended.
+    pub(super) fn channel(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// Takes all notes that have arrived.
+    pub(super) fn notes(&mut self) -> Result<Vec<Gift>, Stop> {
+        loop {
+            match self.note() {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(self.gifts()),
+                Err(error) => return Err(Stop::Worker(error.to_string())),
+            }
+        }
+    }
+
+    /// What it gave to be kept since this was last asked.
+    pub(super) fn gifts(&mut self) -> Vec<Gift> {
+        std::mem::take(&mut self.gifts)
+    }
+
+    /// Takes one note, if one has arrived.
+    fn note(&mut self) -> io::Result<Option<Note>> {
+        let Some((note, fds)) = self.channel.try_recv()? else { return Ok(None) };
+        match &note {
+            Note::Keep(name) => self.gifts.push((name.clone(), fds)),
+            Note::Drop(name) => self.gifts.push((name.clone(), Vec::new())),
+            _ => {}
+        }
+        Ok(Some(note))
+    }
+
+    /// The session's socket, if there is one.
+    pub(super) fn session(&self) -> Option<&Connection> {
+        self.session.as_ref().map(|(_, connection)| connection)
+    }
+
+    /// Begins a session.
+    pub(super) fn begin(&mut self, number: u32) -> Result<(), Stop> {
+        let begun = || -> Result<Connection, io::Error> {
+            let (ours, theirs) = UnixStream::pair()?;
+            self.channel.send(&Note::Session(number), &[theirs.as_fd()])?;
+            Connection::new(ours).map_err(io::Error::other)
+        };
+        let connection = begun().map_err(|error| Stop::Worker(format!("it takes no session: {error}")))?;
+        self.session = Some((number, connection));
+        Ok(())
+    }
+
+    /// The front-end is gone.
+    pub(super) fn finish(&mut self) {
+        self.session = None;
+    }
+
+    /// Sends a message and waits for what it is answered with, an ack or a value.
+    pub(super) fn ask(
+        &mut self,
+        request: &Request,
+        need_reply: bool,
+        fds: &[&OwnedFd],
+        signals: &Signals,
+    ) -> Result<Frame, Stop> {
+        let deadline = Instant::now() + MUTE;
+        self.tell(request, need_reply, fds)?;
+        loop {
+            let Some((_, session)) = &mut self.session else { return Err(no_session()) };
+            match session.try_recv() {
+                Ok(Some(frame))
+                    if frame.header.is_reply() && frame.header.request == request.code() as u32 =>
+                {
+                    return Ok(frame);
+                }
+                Ok(Some(_)) => return Err(self.refuse("it answers what was not asked")),
+                Ok(None) => {}
+                Err(error) => return Err(self.lost(&error)),
+            }
+            if signals.wait([session.as_fd()], Some(deadline))? == [false] {
+                return Err(self.refuse("it does not answer"));
+            }
+        }
+    }
+
+    /// Sends a message that is not answered.
+    pub(super) fn tell(&mut self, request: &Request, need_reply: bool, fds: &[&OwnedFd]) -> Result<(), Stop> {
+        let Some((_, session)) = &mut self.session else { return Err(no_session()) };
+        let payload = request.payload();
+        let header = Header::request(request.code(), payload.len(), need_reply);
+        let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        let sent = session.send(header, &payload, &fds, Instant::now() + MUTE);
+        sent.map_err(|error| self.lost(&error))
+    }
+
+    /// Something came on the session's socket though nothing was asked: it can only be its end.
+    pub(super) fn unasked(&mut self) -> Stop {
+        let received = self.session.as_mut().map(|(_, session)| session.try_recv());
+        match received {
+            Some(Err(error)) => self.lost(&error),
+            _ => self.refuse("it speaks without being asked"),
+        }
+    }
+
+    /// The session's socket failed: by the worker's own decision, which it told before, or because it died.
+    fn lost(&mut self, error: &TransportError) -> Stop {
+        let number = self.session.as_ref().map(|(number, _)| *number);
+        while let Ok(Some(note)) = self.note() {
+            if let Note::Over(over) = note
+                && Some(over) == number
+            {
+                return Stop::FrontEnd("the worker ended its session".into());
+            }
+        }
+        Stop::Worker(error.to_string())
+    }
+
+    /// Does what no worker of ours does: not to be trusted with another message.
+    fn refuse(&mut self, why: &str) -> Stop {
+        self.signal(Signal::KILL);
+        Stop::Worker(why.into())
+    }
+
+    /// Sends a signal.
+    pub(super) fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    /// Waits until it has ended, and reaps it. One that goes on is killed.
+    pub(super) fn end(&mut self, signals: &Signals) -> Result<ExitStatus, Stop> {
+        self.session = None;
+        if signals.wait([self.pidfd.as_fd()], Some(Instant::now() + GRACE))? == [false] {
+            self.signal(Signal::KILL);
+            signals.wait([self.pidfd.as_fd()], None)?;
+        }
+        self.child.wait().map_err(Stop::Failed)
+    }
+
+    /// Asks it to end, and waits as long as that may take. What the operator asked for is being done already.
+    pub(super) fn terminate(mut self) -> Option<ExitStatus> {
+        self.session = None;
+        self.signal(Signal::TERM);
+        for patience in [GRACE, GRACE] {
+            if super::signals::readable_within(&self.pidfd, patience) {
+                return self.child.wait().ok();
+            }
+            self.signal(Signal::KILL);
+        }
+        None
+    }
+}
+
+fn no_session() -> Stop {
+    Stop::Worker("it has no session".into())
+}
