@@ -1,18 +1,29 @@
 //! Nothing is allocated per request: once a queue has grown to its load, more of it allocates nothing.
 //!
 //! The block device runs in this process over an image, so that queue, chain, device, storage and engine are all in
-//! it. This program's allocator counts what every thread but the test's own asks for; it is the only test here,
+//! it; so does a device whose every request is a task, with a sleep and a read. This program's allocator counts what every thread but the test's own asks for; it is the only test here,
 //! because another one's threads would be counted too.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-use std::fs;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use std::{fs, io};
 
-use backends::engine::EngineKind;
+use backends::device::{Device, Handler, Io, Queues, Turn};
+use backends::engine::{Buffers, EngineKind, Op};
+use backends::memory::Segment;
+use backends::queue::{Queue, Request as QueueRequest};
 use backends::server::Settings;
-use outboard_blk::device::Blk as Device;
+use backends::task::Spawner;
+use outboard_blk::device::Blk;
 use outboard_blk::file::{File, Image};
+use rustix::io::Errno;
 use tempfile::TempDir;
 use tests::frontend::{Frontend, Wants};
 use tests::guest::blk::{FLUSH, Request};
@@ -73,14 +84,97 @@ fn batch(ring: &mut Ring) {
     assert!(completions.iter().all(|completion| completion.data.last() == Some(&0)));
 }
 
+/// A device that has a task for each request: it sleeps, reads, and gives the request back.
+struct TaskDisk(Arc<OwnedFd>);
+
+impl Device for TaskDisk {
+    type Handler = TaskHandler;
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queues(&self) -> u16 {
+        1
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn handler(&self) -> io::Result<TaskHandler> {
+        let file = Rc::new(self.0.try_clone()?);
+        Ok(TaskHandler { file, over: Rc::default(), spawner: None })
+    }
+}
+
+/// A request and where it reads to.
+struct Job(QueueRequest);
+
+impl Buffers for Job {
+    fn segments(&self) -> &[Segment] {
+        self.0.writable()
+    }
+}
+
+struct TaskHandler {
+    file: Rc<OwnedFd>,
+    /// Requests whose tasks are over.
+    over: Rc<RefCell<VecDeque<(Job, u32)>>>,
+    spawner: Option<Spawner<Job>>,
+}
+
+impl Handler for TaskHandler {
+    type Op = Job;
+
+    fn start(&mut self, io: &mut Io<'_, Job>) -> io::Result<()> {
+        let (task_io, file, over) = (io.tasks().io(), Rc::clone(&self.file), Rc::clone(&self.over));
+        let slots = usize::try_from(BATCH).unwrap();
+        self.spawner = Some(io.tasks().pool(slots, move |job| {
+            let (io, file, over) = (task_io.clone(), Rc::clone(&file), Rc::clone(&over));
+            async move {
+                io.sleep(Duration::from_micros(50)).await;
+                let (job, read) = io.submit(&file, Op::Read { offset: 0 }, job).await;
+                over.borrow_mut().push_back((job, read.unwrap()));
+                io.tell();
+            }
+        }));
+        Ok(())
+    }
+
+    fn process(&mut self, queue: &mut Queue, _: &mut Io<'_, Job>) -> Turn {
+        while let Some(request) = queue.next() {
+            let begun = self.spawner.as_ref().unwrap().spawn(Job(request));
+            assert!(begun.is_ok(), "the driver has no more requests than there are slots");
+        }
+        Turn::Drained
+    }
+
+    fn told(&mut self, queues: &mut Queues, _: &mut Io<'_, Job>) {
+        let queue = queues.get(0).unwrap();
+        self.over.borrow_mut().drain(..).for_each(|(Job(request), read)| queue.complete(request, read));
+    }
+
+    fn complete(&mut self, _: &mut Queue, _: Job, _: Result<u32, Errno>, _: &mut Io<'_, Job>) {
+        unreachable!("operations are the tasks'");
+    }
+}
+
+/// Reads of one to five buffers, a task each.
+fn task_batch(ring: &mut Ring) {
+    for number in 0..BATCH {
+        let chain = (0..=number % 5).fold(Chain::new(), |chain, _| chain.writable(64));
+        ring.add(&chain);
+    }
+    ring.notify();
+    let completions = ring.wait_all().unwrap();
+    assert!(completions.iter().all(|completion| completion.data.iter().all(|byte| *byte == 7)));
+}
+
 /// Allocations of a hundred batches, again and again until there are none: what requests leave for the next ones grows
 /// to the most that timing ever asks of it. What allocates for each request never comes to none.
-fn allocations(engine: EngineKind, rings: RingKind) -> Vec<u64> {
-    let dir = TempDir::new().unwrap();
-    let path = dir.path().join("disk.img");
-    fs::write(&path, vec![0; 1 << 20]).unwrap();
-    let image = Image { path, read_only: false, direct: false, block_bytes: 512 };
-    let device = Device::new(File::open(&image).unwrap(), 1, "");
+fn allocations<D: Device>(device: D, way: (EngineKind, RingKind), batch: fn(&mut Ring)) -> Vec<u64> {
+    let (engine, rings) = way;
     let (_served, socket) = Served::new(device, Settings { engine, ..Settings::default() });
     let mut frontend = Frontend::on(socket, &Ram::new(64 << 20)).unwrap();
     frontend.handshake(Wants { rings, ..Wants::default() }).unwrap();
@@ -94,18 +188,30 @@ fn allocations(engine: EngineKind, rings: RingKind) -> Vec<u64> {
     seen
 }
 
+/// An image of one megabyte.
+fn image(dir: &TempDir) -> PathBuf {
+    let path = dir.path().join("disk.img");
+    fs::write(&path, vec![7; 1 << 20]).unwrap();
+    path
+}
+
 #[test]
-fn requests_allocate_nothing() {
+fn requests_and_tasks_allocate_nothing() {
     TEST.set(true);
+    let dir = TempDir::new().unwrap();
+    let path = image(&dir);
     for engine in [EngineKind::IoUring, EngineKind::Epoll] {
         for rings in [RingKind::Split, RingKind::Packed] {
-            let seen = allocations(engine, rings);
-            assert_eq!(
-                seen.last(),
-                Some(&0),
-                "{engine:?} {rings:?}: {seen:?} in {} requests each",
-                100 * BATCH
-            );
+            let tasks = TaskDisk(Arc::new(fs::File::open(&path).unwrap().into()));
+            assert_none(&allocations(tasks, (engine, rings), task_batch), (engine, rings));
+            let image = Image { path: path.clone(), read_only: false, direct: false, block_bytes: 512 };
+            let blk = Blk::new(File::open(&image).unwrap(), 1, "");
+            assert_none(&allocations(blk, (engine, rings), batch), (engine, rings));
         }
     }
+}
+
+#[track_caller]
+fn assert_none(seen: &[u64], way: (EngineKind, RingKind)) {
+    assert_eq!(seen.last(), Some(&0), "{way:?}: {seen:?} in {} requests each", 100 * BATCH);
 }

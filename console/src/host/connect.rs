@@ -81,7 +81,7 @@ impl Line {
         let watch = io.watch(&socket, Interest::Both);
         self.state.borrow_mut().peer = Some(Channel::new(socket, Source(0)));
         self.tell(&"connected");
-        io.tell();
+        // The first time at once: a new connection is writable.
         while watch.ready().await.is_ok() && self.refresh() {
             io.tell();
         }
