@@ -137,6 +137,11 @@ pub trait Handler {
         io: &mut Io<'_, Self::Op>,
     );
 
+    /// How to get the request out of an operation that the host gave up. With it, operations of a queue that is
+    /// suspended (GET_VRING_BASE_INFLIGHT) are cancelled, and their requests stay in flight for whoever serves the ring
+    /// next; without it they are waited for.
+    const CANCELLED: Option<fn(Self::Op) -> Request> = None;
+
     /// Answers, with an error if the device has one to give, a request that has ended this program several times: it
     /// must not be tried again.
     fn poisoned(&mut self, queue: &mut Queue, request: Request) {

@@ -345,15 +345,14 @@ impl Queue {
         self.give_back(request, 0);
     }
 
+    /// Lets go of a request that stays marked in the in-flight region: whoever serves the ring next serves it.
+    pub(crate) fn keep(&mut self, Request(mut flight): Request) {
+        self.release(&mut flight);
+        self.store(flight);
+    }
+
     fn give_back(&mut self, Request(mut flight): Request, written_bytes: u32) {
-        flight.out = false;
-        if let Some(busy) = self.busy.get_mut(usize::from(flight.taken.id)) {
-            *busy = false;
-        }
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.segments = self.segments.saturating_sub(flight.segments);
-        // What was left in the ring for want of room can go on.
-        self.woken |= std::mem::take(&mut self.saturated);
+        self.release(&mut flight);
         if let Some(log) = &self.setup.log {
             log.mark_data(flight.chain.logged(), written_bytes);
         }
@@ -363,6 +362,24 @@ impl Queue {
                 self.flush();
             }
         }
+        self.store(flight);
+    }
+
+    /// It is in flight no more.
+    #[inline]
+    fn release(&mut self, flight: &mut Flight) {
+        flight.out = false;
+        if let Some(busy) = self.busy.get_mut(usize::from(flight.taken.id)) {
+            *busy = false;
+        }
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.segments = self.segments.saturating_sub(flight.segments);
+        // What was left in the ring for want of room can go on.
+        self.woken |= std::mem::take(&mut self.saturated);
+    }
+
+    #[inline]
+    fn store(&mut self, mut flight: Box<Flight>) {
         flight.chain.clear();
         flight.chain.shrink(if self.spare.len() < USUAL_CHAINS { USUAL_SEGMENTS } else { FEW_SEGMENTS });
         self.spare.push(flight);
@@ -470,6 +487,15 @@ impl Queue {
     /// No new request from now on; those of a worker before us still come.
     pub(crate) fn close(&mut self) {
         self.closing = true;
+    }
+
+    /// As [`Queue::close`], and those of a worker before us are left to the next, if they are marked anywhere: `true`.
+    pub(crate) fn suspend(&mut self) -> bool {
+        self.close();
+        if self.tracker.is_some() {
+            self.replays.clear();
+        }
+        self.tracker.is_some()
     }
 
     /// Gives back, as if malformed, what nobody wants to serve again. Nothing is in flight.

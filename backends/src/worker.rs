@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
 
 use crate::cpus::CpuList;
 use crate::device::{Device, Handler, Io, Queues, SOURCE_BASE, Source, Timer, Turn};
@@ -41,9 +42,19 @@ const NUDGE_INTERVAL: Duration = Duration::from_millis(100);
 /// What the control thread asks of a worker.
 enum Command {
     Start(Box<Queue>, Arc<OwnedFd>),
-    Stop(u16, SyncSender<u32>),
+    Stop(u16, Stop, SyncSender<u32>),
     SetCall(u16, Signal),
     Exit,
+}
+
+/// How a queue stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// What is in flight is waited for.
+    Drain,
+    /// What is in flight is given up where that can be, and stays marked in the in-flight region. Without one, as
+    /// [`Stop::Drain`].
+    Suspend,
 }
 
 /// The workers of a daemon; threads begin when a queue needs them.
@@ -94,10 +105,10 @@ impl<D: Device> Workers<D> {
     /// Stops a queue: no new request is taken, what is in flight is waited for as long as `go_on` says so, which is
     /// asked now and then. The base to go on from; `None` when it was not waited for, and the queue goes on
     /// draining by itself.
-    pub fn stop(&self, index: u16, go_on: impl Fn() -> bool) -> Option<u32> {
+    pub fn stop(&self, index: u16, how: Stop, go_on: impl Fn() -> bool) -> Option<u32> {
         let (answer, answered) = sync_channel(1);
         let worker = self.of(index)?;
-        worker.send(Command::Stop(index, answer));
+        worker.send(Command::Stop(index, how, answer));
         worker.wait_for(&answered, go_on).ok()
     }
 
@@ -202,6 +213,8 @@ struct Duty {
     stopping: Option<SyncSender<u32>>,
     /// The handler has given back what it held, for the stop.
     quiesced: bool,
+    /// Operations that the host gives up leave their requests in flight.
+    suspended: bool,
     /// Starts when the one before has drained: its front-end went without waiting for that.
     successor: Option<(Queue, Arc<OwnedFd>)>,
 }
@@ -333,13 +346,17 @@ impl<H: Handler> Round<H> {
         self.handler.expired(timer, &mut self.queues, &mut io);
     }
 
-    fn on_done(&mut self, Tagged { home, owner }: Tagged<H::Op>, result: Result<u32, rustix::io::Errno>) {
+    fn on_done(&mut self, Tagged { home, owner }: Tagged<H::Op>, result: Result<u32, Errno>) {
         let index = match home {
             Home::Queue(index) => index,
             Home::Task(key, _) => return self.tasks.on_done(key, owner, result),
         };
         // A queue stays until nothing of it is in flight, so it is there.
+        let suspended = self.duties.get(usize::from(index)).is_some_and(|duty| duty.suspended);
         if let Some(queue) = self.queues.get(index) {
+            if let (true, Err(Errno::CANCELED), Some(request)) = (suspended, result, H::CANCELLED) {
+                return queue.keep(request(owner));
+            }
             let mut io = Io { engine: &mut self.engine, tasks: &mut self.tasks };
             self.handler.complete(queue, owner, result, &mut io);
         }
@@ -349,7 +366,7 @@ impl<H: Handler> Round<H> {
         while let Ok(command) = self.inbox.try_recv() {
             match command {
                 Command::Start(queue, kick) => self.start(*queue, kick),
-                Command::Stop(index, answer) => self.stop(index, answer),
+                Command::Stop(index, how, answer) => self.stop(index, how, answer),
                 Command::SetCall(index, call) => {
                     if let Some(queue) = self.queues.get(index) {
                         queue.set_call(call);
@@ -385,7 +402,7 @@ impl<H: Handler> Round<H> {
         *duty = Duty { kick: Some(kick), due: true, ..Duty::default() };
     }
 
-    fn stop(&mut self, index: u16, answer: SyncSender<u32>) {
+    fn stop(&mut self, index: u16, how: Stop, answer: SyncSender<u32>) {
         let (Some(queue), Some(duty)) = (self.queues.get(index), self.duties.get_mut(usize::from(index)))
         else {
             return;
@@ -394,7 +411,12 @@ impl<H: Handler> Round<H> {
             let _ = answer.send(waiting.base());
             return;
         }
-        queue.close();
+        if how == Stop::Drain {
+            queue.close();
+        } else if queue.suspend() && H::CANCELLED.is_some() {
+            duty.suspended = true;
+            self.engine.cancel(|tagged| matches!(tagged.home, Home::Queue(of) if of == index));
+        }
         (duty.due, duty.stopping) = (false, Some(answer));
     }
 

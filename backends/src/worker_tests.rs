@@ -1,11 +1,15 @@
 use std::convert::Infallible;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::*;
 use crate::device::Turn;
+use crate::engine::{Buffers, Op};
+use crate::inflight::{Part, Region};
+use crate::memory::Segment;
 use crate::notify::Signal;
-use crate::queue::QueueSetup;
+use crate::queue::{QueueSetup, Request};
 use crate::ring::{Descriptor, Ring};
 use crate::testing::Guest;
 
@@ -75,6 +79,11 @@ fn served_with<D: Device>(workers: &mut Workers<D>, index: u16, requests: u16, c
         guest.available(head, head);
     });
     guest.available_index(requests);
+    workers.start(queue(&guest, index, call, None), Arc::new(event())).unwrap();
+    guest
+}
+
+fn queue(guest: &Guest, index: u16, call: Signal, inflight: Option<Part>) -> Queue {
     let setup = QueueSetup {
         index,
         features: 0,
@@ -83,11 +92,9 @@ fn served_with<D: Device>(workers: &mut Workers<D>, index: u16, requests: u16, c
         error: Signal::default(),
         stats: Arc::default(),
         log: None,
-        inflight: None,
+        inflight,
     };
-    let queue = Queue::new(Ring::Split(guest.ring(0)), Arc::clone(&guest.memory), setup);
-    workers.start(queue, Arc::new(event())).unwrap();
-    guest
+    Queue::new(Ring::Split(guest.ring(0)), Arc::clone(&guest.memory), setup)
 }
 
 fn reaches(guest: &Guest, used: u16) -> bool {
@@ -109,7 +116,7 @@ fn a_driver_that_is_asked_not_to_notify_is_looked_after_beside_a_busy_one() {
             assert!(reaches(&quiet, index), "request {index} is not served");
         }
         assert_eq!(quiet.used_flags(), 1, "a worker that never sleeps needs no notification");
-        assert_eq!(workers.stop(1, || true), Some(8));
+        assert_eq!(workers.stop(1, Stop::Drain, || true), Some(8));
     }
 }
 
@@ -124,7 +131,7 @@ fn a_driver_is_asked_to_notify_when_its_worker_sleeps() {
             assert!(Instant::now() < until, "it is never asked");
             std::thread::yield_now();
         }
-        assert_eq!(workers.stop(1, || true), Some(1));
+        assert_eq!(workers.stop(1, Stop::Drain, || true), Some(1));
     }
 }
 
@@ -140,7 +147,7 @@ fn f19_a_worker_that_is_kept_in_a_write_is_freed_to_stop() {
         let guest = served_with(&mut workers, 1, 1, call);
         assert!(reaches(&guest, 1));
         let until = Instant::now() + PATIENCE;
-        assert_eq!(workers.stop(1, || Instant::now() < until), Some(1), "{engine:?}");
+        assert_eq!(workers.stop(1, Stop::Drain, || Instant::now() < until), Some(1), "{engine:?}");
     }
 }
 
@@ -195,7 +202,7 @@ fn a_worker_that_ended_by_itself_is_replaced() {
     while !workers.threads[0].has_ended() && Instant::now() < until {
         std::thread::yield_now();
     }
-    assert_eq!(workers.stop(0, || true), None, "whoever waits for a broken worker is told");
+    assert_eq!(workers.stop(0, Stop::Drain, || true), None, "whoever waits for a broken worker is told");
     let guest = served(&mut workers, 0, 1);
     assert!(reaches(&guest, 1));
 }
@@ -265,7 +272,7 @@ fn a_timer_of_a_handler_expires_once_each_time_it_is_armed() {
         let guest = served(&mut workers, 0, 8);
         assert!(reaches(&guest, 8), "{engine:?}");
         assert!(began.elapsed() >= PERIOD * 8, "{engine:?}: too soon");
-        assert_eq!(workers.stop(0, || true), Some(8), "{engine:?}");
+        assert_eq!(workers.stop(0, Stop::Drain, || true), Some(8), "{engine:?}");
         // The one that found nothing armed no other.
         assert!((8..=9).contains(&device.0.load(Ordering::Relaxed)), "{engine:?}");
     }
@@ -356,9 +363,97 @@ fn a_task_tells_its_handler_and_ends_with_its_worker() {
         let guest = served(&mut workers, 0, 8);
         assert!(reaches(&guest, 8), "{engine:?}");
         assert!(device.steps.load(Ordering::Relaxed) >= 8);
-        assert_eq!(workers.stop(0, || true), Some(8), "{engine:?}");
+        assert_eq!(workers.stop(0, Stop::Drain, || true), Some(8), "{engine:?}");
         assert_eq!(device.ends.load(Ordering::Relaxed), 0, "{engine:?}: it goes on without queues");
         drop(workers);
         assert_eq!(device.ends.load(Ordering::Relaxed), 1, "{engine:?}");
     }
+}
+
+/// Fills each request from a pipe, which may have nothing for it.
+#[derive(Clone)]
+struct Patient(Arc<OwnedFd>);
+
+struct Waiting(Request);
+
+impl Buffers for Waiting {
+    fn segments(&self) -> &[Segment] {
+        self.0.writable()
+    }
+}
+
+impl Device for Patient {
+    type Handler = Patient;
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queues(&self) -> u16 {
+        1
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn handler(&self) -> io::Result<Patient> {
+        Ok(self.clone())
+    }
+}
+
+impl Handler for Patient {
+    type Op = Waiting;
+    const CANCELLED: Option<fn(Waiting) -> Request> = Some(|waiting| waiting.0);
+
+    fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Waiting>) -> Turn {
+        while let Some(request) = queue.next() {
+            io.submit(queue, self.0.as_raw_fd(), Op::Read { offset: 0 }, Waiting(request));
+        }
+        Turn::Drained
+    }
+
+    fn complete(
+        &mut self,
+        queue: &mut Queue,
+        op: Waiting,
+        result: Result<u32, Errno>,
+        _: &mut Io<'_, Waiting>,
+    ) {
+        queue.complete(op.0, result.unwrap());
+    }
+}
+
+#[test]
+fn a_suspended_queue_leaves_in_flight_what_the_host_has_not_done() {
+    let (source, sink) = rustix::pipe::pipe().unwrap();
+    let mut workers =
+        Workers::new(Arc::new(Patient(Arc::new(source))), EngineKind::IoUring, CpuList::default());
+    let guest = Guest::new(8, false);
+    (0..8).for_each(|head| {
+        guest.descriptor(head, 0x2_0000, 8, Descriptor::WRITE, 0);
+        guest.available(head, head);
+    });
+    guest.available_index(3);
+    let region = Region::create(1, 8, 1).unwrap();
+    let start = |workers: &mut Workers<Patient>| {
+        let queue = queue(&guest, 0, Signal::default(), region.part(0, 8, false));
+        workers.start(queue, Arc::new(event())).unwrap();
+    };
+    start(&mut workers);
+    rustix::io::write(&sink, &[1; 8]).unwrap();
+    assert!(reaches(&guest, 1));
+    assert_eq!(
+        workers.stop(0, Stop::Suspend, || true),
+        Some(3),
+        "two are in flight, and nobody waits for them"
+    );
+    assert_eq!(guest.used_index(), 1);
+    start(&mut workers);
+    rustix::io::write(&sink, &[2; 16]).unwrap();
+    assert!(reaches(&guest, 3), "they are served by the next, from a base that says nothing of them");
+    let mut heads = [0, 1, 2].map(|at| guest.used(at).0);
+    heads.sort_unstable();
+    assert_eq!(heads, [0, 1, 2]);
+    assert_eq!(workers.stop(0, Stop::Suspend, || true), Some(3));
 }

@@ -162,9 +162,10 @@ impl Host<Pending> for Lane<'_, '_> {
 
 impl<S: Storage> Handler for Worker<S> {
     type Op = Job<Pending>;
+    const CANCELLED: Option<fn(Job<Pending>) -> Request> = Some(|job| job.into_owner().request);
 
     fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Job<Pending>>) -> Turn {
-        let limits = Limits { size_bytes: self.storage.size_bytes(), read_only: self.storage.is_read_only() };
+        let limits = self.limits();
         while let Some(mut request) = queue.next() {
             match parse(&mut request, limits) {
                 Some(parsed) => self.serve(queue, request, parsed, io),
@@ -172,6 +173,15 @@ impl<S: Storage> Handler for Worker<S> {
             }
         }
         Turn::Drained
+    }
+
+    fn poisoned(&mut self, queue: &mut Queue, mut request: Request) {
+        match parse(&mut request, self.limits()) {
+            Some(Parsed { status, room, .. }) => {
+                answer(queue, request, Answer { status, data: 0, room }, Status::IoErr);
+            }
+            None => queue.abandon(request),
+        }
     }
 
     fn complete(
@@ -187,6 +197,10 @@ impl<S: Storage> Handler for Worker<S> {
 }
 
 impl<S: Storage> Worker<S> {
+    fn limits(&self) -> Limits {
+        Limits { size_bytes: self.storage.size_bytes(), read_only: self.storage.is_read_only() }
+    }
+
     /// Answers a request or begins its I/O.
     fn serve(
         &mut self,

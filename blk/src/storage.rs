@@ -106,6 +106,11 @@ impl<O: Owner> Job<O> {
         self.detour
     }
 
+    /// Whose it is, when the host gave it up.
+    pub fn into_owner(self) -> O {
+        self.owner
+    }
+
     /// Ends the job.
     pub fn end(self, outcome: Result<(), Errno>) -> Step<O> {
         Step::Done(self.owner, self.op, outcome)

@@ -178,6 +178,16 @@ impl<T: Buffers> Engine<T> {
         }
     }
 
+    /// Asks the host to give up the operations of these owners. Each still ends by an event: as cancelled, or as it would
+    /// have ended, if it was too late.
+    pub fn cancel(&mut self, which: impl Fn(&T) -> bool) {
+        match &mut self.inner {
+            Inner::Uring(uring) => uring.cancel(&self.slab, which),
+            // They were over when they were submitted.
+            Inner::Epoll(_) => {}
+        }
+    }
+
     /// Operations that are not over.
     pub fn in_flight(&self) -> usize {
         self.slab.len()

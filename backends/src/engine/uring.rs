@@ -118,6 +118,12 @@ impl Uring {
         }
     }
 
+    pub(crate) fn cancel<T>(&mut self, slab: &Slab<T>, which: impl Fn(&T) -> bool) {
+        for (key, _) in slab.iter().filter(|(_, owner)| which(owner)) {
+            self.push(opcode::AsyncCancel::new(u64::from(key)).build().user_data(IGNORED));
+        }
+    }
+
     /// Queues an entry; one for which the kernel has no room now waits until something was reaped.
     fn push(&mut self, entry: squeue::Entry) {
         if !self.backlog.is_empty() || !self.try_push(&entry) {

@@ -175,7 +175,7 @@ impl Tracker {
     pub(crate) fn mark(&mut self, taken: Taken) {
         match self {
             Tracker::Split(marks) => marks.mark(taken.id),
-            Tracker::Packed(marks) => marks.mark(taken.id),
+            Tracker::Packed(marks) => marks.mark(),
         }
     }
 

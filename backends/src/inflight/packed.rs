@@ -196,8 +196,7 @@ pub(crate) struct Marks {
     next: Box<[u16]>,
     /// By buffer id: where its chain is.
     chains: Box<[Held]>,
-    /// The chain that is being taken: its entries, and the free one after it.
-    taking: Held,
+    /// First free entry after the chain that was read and is not marked.
     after: u16,
     /// Ids given back and not published yet.
     batch: Vec<u16>,
@@ -209,6 +208,13 @@ struct Held {
     first: u16,
     last: u16,
     slots: u16,
+}
+
+/// A chain that is being read from the ring: its entries so far, and the free one after them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Taking {
+    held: Held,
+    after: u16,
 }
 
 impl Marks {
@@ -224,7 +230,6 @@ impl Marks {
             free: state.free,
             next: state.next.into_boxed_slice(),
             chains: vec![Held::default(); usize::from(size)].into_boxed_slice(),
-            taking: Held::default(),
             after: state.free,
             batch: Vec::with_capacity(usize::from(size)),
         };
@@ -248,7 +253,7 @@ impl Marks {
         for (at, next) in (0..).zip(&self.next) {
             self.part.put_u64(entry(at), u64::from(*next) << 16);
         }
-        (self.free, self.after) = (0, 0);
+        self.free = 0;
         self.store_free(0);
         self.part.put_u64(USED, places_word(self.used, self.used));
         // What was above may be of a longer ring or of none: from here on it counts.
@@ -267,39 +272,40 @@ impl Marks {
 
     /// A chain is about to be read from the ring.
     #[inline]
-    pub(crate) fn begin(&mut self) {
-        self.taking = Held { first: self.free, last: self.free, slots: 0 };
-        self.after = self.free;
+    pub(crate) fn begin(&self) -> Taking {
+        Taking { held: Held { first: self.free, last: self.free, slots: 0 }, after: self.free }
     }
 
-    /// Copies the chain's next descriptor. `false`: no entry is free, so the driver made more available than the ring
-    /// has.
+    /// Copies the chain's next descriptor. `None`: no entry is free, so the driver made more available than the ring has.
+    // By value: what changes with each descriptor stays in registers.
     #[inline]
-    pub(crate) fn record(&mut self, descriptor: Descriptor) -> bool {
-        let at = self.after;
-        let Some(next) = self.next.get(usize::from(at)) else { return false };
+    pub(crate) fn record(&self, taking: Taking, descriptor: Descriptor) -> Option<Taking> {
+        let at = taking.after;
+        let after = *self.next.get(usize::from(at))?;
         let Descriptor { addr, len, flags, next: id } = descriptor;
         let word = u64::from(id) | u64::from(flags) << 16 | u64::from(len) << 32;
-        self.part.put_u64(entry(at).wrapping_add(DESCRIPTOR), word);
-        self.part.put_u64(entry(at).wrapping_add(ADDR), addr);
-        self.taking.last = at;
-        self.taking.slots = self.taking.slots.wrapping_add(1);
-        self.after = *next;
-        true
+        self.part.put_words(entry(at).wrapping_add(DESCRIPTOR), [word, addr]);
+        let Held { first, slots, .. } = taking.held;
+        Some(Taking { held: Held { first, last: at, slots: slots.wrapping_add(1) }, after })
     }
 
-    /// Marks the chain that was read.
+    /// The chain was read to its end: its entries are filled. They stay on the free list until it is marked.
     #[inline]
-    pub(super) fn mark(&mut self, id: u16) {
-        let Held { first, last, slots } = self.taking;
-        let Some(next) = self.next.get(usize::from(first)) else { return };
-        let word = 1 | u64::from(*next) << 16 | u64::from(last) << 32 | u64::from(slots) << 48;
-        self.part.put_u64(entry(first).wrapping_add(COUNTER), self.counter);
-        self.part.put_u64(entry(first), word);
+    pub(crate) fn end(&mut self, id: u16, taking: Taking) {
+        let Held { first, last, slots } = taking.held;
+        let next = self.next.get(usize::from(first)).copied().unwrap_or(0);
+        let word = 1 | u64::from(next) << 16 | u64::from(last) << 32 | u64::from(slots) << 48;
+        self.part.put_words(entry(first), [word, self.counter]);
+        self.hold(id, taking.held);
+        self.after = taking.after;
+    }
+
+    /// Marks the chain that was read: one store takes its entries off the free list.
+    #[inline]
+    pub(super) fn mark(&mut self) {
         self.counter = self.counter.wrapping_add(1);
         self.free = self.after;
         self.store_free(self.free);
-        self.hold(id, self.taking);
     }
 
     #[inline]

@@ -468,6 +468,23 @@ impl Area {
         self.put(offset, value.to_le());
     }
 
+    /// As [`Area::put_u64`], two words, one after the other.
+    #[inline]
+    pub fn put_words(&self, offset: usize, [first, second]: [u64; 2]) {
+        let fits = offset.checked_add(16).is_some_and(|end| end <= self.segment.len());
+        if !fits || !self.segment.start().wrapping_add(offset).is_multiple_of(8) {
+            return;
+        }
+        // SAFETY: in range, as just checked.
+        let place = unsafe { self.segment.as_ptr().add(offset).cast::<u64>() };
+        for (place, word) in [(place, first), (place.wrapping_add(1), second)] {
+            if may_store() {
+                // SAFETY: both words are in range and aligned, as just checked; memory of which every bit may be anything.
+                unsafe { place.write_volatile(word.to_le()) };
+            }
+        }
+    }
+
     /// As [`Area::put_u64`], four bytes.
     #[inline]
     pub fn put_u32(&self, offset: usize, value: u32) {

@@ -164,14 +164,12 @@ impl PackedRing {
         chain: &mut Chain,
         memory: &Memory,
         limits: Limits,
-        mut marks: Option<&mut Marks>,
+        marks: Option<&mut Marks>,
     ) -> Take {
         if !self.is_available(self.avail)? {
             return Ok(None);
         }
-        if let Some(marks) = &mut marks {
-            marks.begin();
-        }
+        let mut taking = marks.as_deref().map(Marks::begin).unwrap_or_default();
         let mut loading = chain.begin(memory, limits);
         let mut outcome = Ok(());
         let mut slots = 0u16;
@@ -181,8 +179,8 @@ impl PackedRing {
             if slots > 0 && !self.flags_available(descriptor.flags, self.avail) {
                 return Err(RingError::Chain);
             }
-            if marks.as_mut().is_some_and(|marks| !marks.record(descriptor)) {
-                return Err(RingError::Chain);
+            if let Some(marks) = &marks {
+                taking = marks.record(taking, descriptor).ok_or(RingError::Chain)?;
             }
             self.avail.advance(1, self.size);
             slots = slots.wrapping_add(1);
@@ -192,6 +190,9 @@ impl PackedRing {
                 let id = descriptor.next;
                 if id >= self.size {
                     return Err(RingError::Head(id));
+                }
+                if let Some(marks) = marks {
+                    marks.end(id, taking);
                 }
                 return Ok(Some((Taken { id, slots }, outcome.and_then(|()| loading.end()))));
             }

@@ -18,6 +18,7 @@ use crate::proto::{Connection, Inflight, MemoryRegion};
 use crate::queue::{Queue, QueueSetup, WriteLog};
 use crate::ring::{Layout, Ring};
 use crate::session::{Direction, Host, Refusal, RingStart};
+use crate::worker::Stop;
 
 impl<D: Device> Server<D> {
     /// Takes new memory into use, if it is safe enough for this user.
@@ -139,9 +140,9 @@ impl<D: Device> Host for Server<D> {
         }
     }
 
-    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {
+    fn stop_ring(&mut self, index: u16, how: Stop) -> Result<u32, Refusal> {
         let since = self.closing.unwrap_or_else(Instant::now);
-        let stopped = self.workers.stop(index, || since.elapsed() < self.patience());
+        let stopped = self.workers.stop(index, how, || since.elapsed() < self.patience());
         stopped.ok_or(Refusal::Drain(u32::from(index)))
     }
 

@@ -50,6 +50,7 @@ const PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(ProtocolFeatures::LOG_SHMFD)
     .union(ProtocolFeatures::INFLIGHT_SHMFD)
+    .union(ProtocolFeatures::GET_VRING_BASE_INFLIGHT)
     .union(ProtocolFeatures::RESET_DEVICE)
     .union(ProtocolFeatures::STATUS)
     .union(ProtocolFeatures::DEVICE_STATE);

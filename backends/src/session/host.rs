@@ -14,6 +14,7 @@ use crate::memory::MemoryError;
 use crate::notify::Signal;
 use crate::proto::{Code, Inflight, MemoryRegion};
 use crate::ring::Layout;
+use crate::worker::Stop;
 
 /// Which rule a request broke. The session goes on as if it had not come.
 #[derive(Debug, Error)]
@@ -136,11 +137,12 @@ pub trait Host {
     fn set_inflight(&mut self, shape: Inflight, fd: OwnedFd, packed: bool) -> Result<(), RegionError>;
     /// Forgets what was in flight: of one queue with this kind of ring, or of all.
     fn forget_inflight(&mut self, queue: Option<(u16, bool)>);
-    /// Stops a ring and waits until nothing of it is in flight; the base to go on from.
+    /// Stops a ring and waits until nothing of it is in flight, or nothing but what is marked in the region; the base to
+    /// go on from.
     ///
     /// # Errors
     /// [`Refusal::Drain`]
-    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal>;
+    fn stop_ring(&mut self, index: u16, how: Stop) -> Result<u32, Refusal>;
     /// Gives a running ring another call eventfd.
     fn set_call(&mut self, index: u16, call: Signal);
     /// Takes a dirty log into use, for rings started from now on.

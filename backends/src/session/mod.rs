@@ -30,6 +30,7 @@ use crate::notify::Signal;
 use crate::proto::wire::{F_LOG_ALL, F_PROTOCOL_FEATURES};
 use crate::proto::{Code, Inflight, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr};
 use crate::ring::Ring as Virtqueue;
+use crate::worker::Stop;
 pub use host::{Direction, Host, Refusal, RingStart};
 use ring::{F_RING_PACKED, Ring, RingState};
 
@@ -148,7 +149,7 @@ impl Session {
         let mut outcome = Ok(());
         for (index, ring) in (0..).zip(&mut self.rings) {
             if ring.state == RingState::Running {
-                outcome = outcome.and(host.stop_ring(index).map(drop));
+                outcome = outcome.and(host.stop_ring(index, Stop::Drain).map(drop));
                 ring.state = RingState::Stopped;
             }
         }
@@ -190,7 +191,7 @@ impl Session {
         let mut stopped = Vec::new();
         for (index, ring) in (0..).zip(&mut self.rings) {
             if ring.state == RingState::Running {
-                ring.base = Some(host.stop_ring(index)?);
+                ring.base = Some(host.stop_ring(index, Stop::Drain)?);
                 ring.state = RingState::Stopped;
                 stopped.push(index);
             }
@@ -235,7 +236,9 @@ impl Session {
         if !packed && base > u32::from(u16::MAX) {
             return Err(Refusal::Base(base));
         }
-        if ring.base.replace(base).is_some() {
+        let known = ring.base.replace(base).is_some();
+        // What was suspended is still in flight.
+        if known && !self.suspends() {
             host.forget_inflight(Some((queue_number(index)?, packed)));
         }
         Ok(None)
@@ -278,7 +281,7 @@ impl Session {
         match ring.addr.replace(addr) {
             Some(old) if old == addr => Ok(None),
             Some(old) if places(&old) == places(&addr) => {
-                ring.base = Some(host.stop_ring(queue_number(index)?)?);
+                ring.base = Some(host.stop_ring(queue_number(index)?, Stop::Drain)?);
                 ring.state = RingState::Stopped;
                 self.reconcile(index, host)
             }
@@ -291,9 +294,10 @@ impl Session {
 
     fn get_base(&mut self, index: u32, host: &mut impl Host) -> Answer {
         let packed = self.features & F_RING_PACKED != 0;
+        let how = if self.suspends() { Stop::Suspend } else { Stop::Drain };
         let ring = self.ring(index)?;
         if ring.state == RingState::Running {
-            ring.base = Some(host.stop_ring(queue_number(index)?)?);
+            ring.base = Some(host.stop_ring(queue_number(index)?, how)?);
             ring.state = RingState::Stopped;
         }
         ring.kick = None;
@@ -305,7 +309,7 @@ impl Session {
         let fd = fd.ok_or(Refusal::Polled(index))?;
         let ring = self.ring(index.into())?;
         if ring.state == RingState::Running {
-            ring.base = Some(host.stop_ring(index.into())?);
+            ring.base = Some(host.stop_ring(index.into(), Stop::Drain)?);
             ring.state = RingState::Stopped;
         }
         let old = ring.kick.replace(Arc::new(fd));
@@ -329,7 +333,7 @@ impl Session {
         let ring = self.ring(index)?;
         let old = ring.enabled.replace(enable);
         if ring.state == RingState::Running && !enable {
-            ring.base = Some(host.stop_ring(queue_number(index)?)?);
+            ring.base = Some(host.stop_ring(queue_number(index)?, Stop::Drain)?);
             ring.state = RingState::Stopped;
         }
         self.reconcile(index, host).inspect_err(|_| {
@@ -418,6 +422,11 @@ impl Session {
         })?;
         ring.state = RingState::Running;
         Ok(None)
+    }
+
+    /// GET_VRING_BASE leaves requests in flight ("GET_VRING_BASE_INFLIGHT": only together with INFLIGHT_SHMFD).
+    fn suspends(&self) -> bool {
+        self.protocol.contains(ProtocolFeatures::GET_VRING_BASE_INFLIGHT | ProtocolFeatures::INFLIGHT_SHMFD)
     }
 
     fn is_running(&self) -> bool {

@@ -22,6 +22,7 @@ struct Recorder {
     regions_asked: Vec<bool>,
     regions_set: Vec<(Inflight, bool)>,
     forgotten: Vec<Option<(u16, bool)>>,
+    stopped: Vec<Stop>,
     resets: usize,
 }
 
@@ -72,7 +73,8 @@ impl Host for Recorder {
         self.forgotten.push(queue);
     }
     /// As if one request had been served since the start.
-    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {
+    fn stop_ring(&mut self, index: u16, how: Stop) -> Result<u32, Refusal> {
+        self.stopped.push(how);
         Ok(self.running.remove(&index).unwrap().base + 1)
     }
     fn set_call(&mut self, _: u16, _: Signal) {}
@@ -585,6 +587,8 @@ fn f17_a_region_is_taken_while_no_ring_runs() {
 fn what_a_region_says_counts_until_the_front_end_has_had_its_ring_back() {
     let mut t = table();
     t.negotiate();
+    let drains = ProtocolFeatures::all() - ProtocolFeatures::GET_VRING_BASE_INFLIGHT;
+    t.say(Request::SetProtocolFeatures(drains.bits())).unwrap();
     t.say(memory()).unwrap();
     t.say(Request::SetInflightFd(shape(2))).unwrap();
     t.ring(0);
@@ -598,4 +602,22 @@ fn what_a_region_says_counts_until_the_front_end_has_had_its_ring_back() {
     t.say(Request::SetStatus(0)).unwrap();
     t.say(Request::ResetDevice).unwrap();
     assert_eq!(t.host.forgotten[1..], [None, None]);
+}
+
+#[test]
+fn a_ring_is_suspended_only_where_requests_in_flight_are_tracked() {
+    let (suspend, track) = (ProtocolFeatures::GET_VRING_BASE_INFLIGHT, ProtocolFeatures::INFLIGHT_SHMFD);
+    for (features, how) in [(track, Stop::Drain), (suspend, Stop::Drain), (track | suspend, Stop::Suspend)] {
+        let mut t = table();
+        t.negotiate();
+        t.say(Request::SetProtocolFeatures(features.bits())).unwrap();
+        t.say(memory()).unwrap();
+        t.ring(0);
+        t.say(memory()).unwrap();
+        t.say(Request::GetVringBase { index: 0 }).unwrap();
+        assert_eq!(t.host.stopped, [Stop::Drain, how], "memory changes under nothing that is in flight");
+        t.say(Request::SetVringBase { index: 0, base: 0 }).unwrap();
+        let kept = t.host.forgotten.is_empty();
+        assert_eq!(kept, how == Stop::Suspend, "what is suspended is still in flight");
+    }
 }

@@ -18,6 +18,7 @@ use backends::proto::wire::{F_PROTOCOL_FEATURES, Header};
 use backends::proto::{Code, Inflight, MemoryRegion, ProtocolFeatures, Reply, Request, VringAddr, VringFd};
 use backends::ring::Layout;
 use backends::session::{Direction, Host, Offer, Refusal, RingStart, Session};
+use backends::worker::Stop;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -134,7 +135,7 @@ impl Host for Recorder {
         Ok(())
     }
 
-    fn stop_ring(&mut self, index: u16) -> Result<u32, Refusal> {
+    fn stop_ring(&mut self, index: u16, _: Stop) -> Result<u32, Refusal> {
         self.stops += 1;
         let ring = self.running.remove(&index).unwrap_or_else(|| panic!("queue {index} does not run"));
         if self.refuses(REFUSE_STOP) { Err(Refusal::Drain(index.into())) } else { Ok(ring.base) }
