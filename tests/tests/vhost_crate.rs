@@ -11,7 +11,9 @@ use tests::guest::format::Shape;
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
 use tests::guest::ring::Ring;
 use tests::machine::RNG;
-use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::message::{
+    VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -28,17 +30,22 @@ fn wanted() -> VhostUserProtocolFeatures {
 /// A daemon and the crate's front-end, through the handshake and asking for acks.
 fn connect() -> (Daemon, Frontend) {
     let daemon = RNG.launch().serve().unwrap();
+    let frontend = shake_hands(&daemon, wanted());
+    (daemon, frontend)
+}
+
+fn shake_hands(daemon: &Daemon, wanted: VhostUserProtocolFeatures) -> Frontend {
     let mut frontend = Frontend::connect(daemon.socket(), 1).unwrap();
     frontend.set_owner().unwrap();
     let offered = frontend.get_features().unwrap();
     assert_eq!(offered & FEATURES, FEATURES);
     frontend.set_features(FEATURES).unwrap();
     let protocol = frontend.get_protocol_features().unwrap();
-    assert!(protocol.contains(wanted()));
-    frontend.set_protocol_features(wanted()).unwrap();
+    assert!(protocol.contains(wanted));
+    frontend.set_protocol_features(wanted).unwrap();
     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     assert_eq!(frontend.get_queue_num().unwrap(), 1);
-    (daemon, frontend)
+    frontend
 }
 
 fn regions(ram: &Ram) -> Vec<VhostUserMemoryRegionInfo> {
@@ -125,4 +132,33 @@ fn what_it_asks_wrongly_is_refused_and_it_goes_on() {
     assert!(frontend.set_vring_num(0, 3).is_err(), "a split ring's size is a power of two");
     assert!(frontend.set_features(FEATURES | 1 << 60).is_err());
     assert_eq!(frontend.get_queue_num().unwrap(), 1);
+}
+
+/// A region that this front-end asked for, kept over the death of the daemon, and handed to the next.
+#[test]
+fn what_was_in_flight_is_served_by_the_next_daemon() {
+    let tracked = wanted() | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+    let mut daemon = RNG.launch().serve().unwrap();
+    let mut frontend = shake_hands(&daemon, tracked);
+    let ram = two_regions();
+    frontend.set_mem_table(&regions(&ram)).unwrap();
+    let asked = VhostUserInflight { num_queues: 1, queue_size: 32, ..VhostUserInflight::default() };
+    let (shape, file) = frontend.get_inflight_fd(&asked).unwrap();
+    frontend.set_inflight_fd(&shape, file.as_raw_fd()).unwrap();
+    let mut ring = Ring::new(&ram, Shape { event_idx: true, ..Shape::split(32) });
+    start(&mut frontend, &mut ring, 0);
+    assert_filled(&mut ring);
+    for _ in 0..10 {
+        for _ in 0..8 {
+            ring.add_writable(64);
+        }
+        ring.notify();
+        daemon.restart().unwrap();
+        frontend = shake_hands(&daemon, tracked);
+        frontend.set_mem_table(&regions(&ram)).unwrap();
+        frontend.set_inflight_fd(&shape, file.as_raw_fd()).unwrap();
+        start(&mut frontend, &mut ring, 0);
+        assert!(ring.wait_all().unwrap().iter().all(|done| done.len == 64));
+    }
+    assert_filled(&mut ring);
 }
