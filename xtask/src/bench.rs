@@ -6,6 +6,7 @@
 mod backend;
 mod engine;
 mod null;
+mod restart;
 mod row;
 
 use std::path::Path;
@@ -25,7 +26,7 @@ trait Suite {
     fn run(&self, rounds: usize, scratch: &Path) -> Result<Vec<Row>, String>;
 }
 
-const SUITES: [&dyn Suite; 2] = [&engine::Engine, &null::Null];
+const SUITES: [&dyn Suite; 3] = [&engine::Engine, &null::Null, &restart::Restart];
 
 /// Why there are no rows at all.
 #[derive(Debug, thiserror::Error)]

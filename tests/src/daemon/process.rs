@@ -16,7 +16,7 @@ use crate::wait;
 pub struct Counts {
     /// Open descriptors.
     pub fds: usize,
-    /// Threads.
+    /// Threads of its own; those with which the kernel carries out io_uring's operations come and go.
     pub threads: usize,
     /// Mappings.
     pub maps: usize,
@@ -34,10 +34,30 @@ pub fn counts(pid: u32) -> Counts {
     let gone = |e| panic!("process {pid} is gone: {e}");
     Counts {
         fds: entries("fd").unwrap_or_else(gone),
-        threads: entries("task").unwrap_or_else(gone),
+        threads: threads(pid),
         maps: maps.unwrap_or_else(gone),
         rss_kib: rss_kib(pid),
     }
+}
+
+fn threads(pid: u32) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+    stats.filter(|stat| !is_io_worker(stat)).count()
+}
+
+/// PF_IO_WORKER in the flags, the 9th field of proc(5) stat.
+fn is_io_worker(stat: &str) -> bool {
+    const IO_WORKER: u32 = 0x10;
+    fields(stat)
+        .get(6)
+        .and_then(|flags| flags.parse::<u32>().ok())
+        .is_some_and(|flags| flags & IO_WORKER != 0)
+}
+
+/// From the third field on: the name in parentheses before them may hold anything.
+fn fields(stat: &str) -> Vec<&str> {
+    stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect()
 }
 
 /// Clock ticks (hundredths of a second) of CPU time that a process used.
@@ -46,9 +66,8 @@ pub fn counts(pid: u32) -> Counts {
 /// It has ended.
 pub fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything: count fields behind it. utime and stime are 14 and 15.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = fields.get(11..13).map(|two| two.iter().filter_map(|n| n.parse::<u64>().ok()).sum());
+    // utime and stime are 14 and 15.
+    let ticks = fields(&stat).get(11..13).map(|two| two.iter().filter_map(|n| n.parse::<u64>().ok()).sum());
     ticks.unwrap_or_else(|| panic!("process {pid} is gone"))
 }
 

@@ -91,9 +91,13 @@ pub trait Load {
         self.reap()
     }
 
-    /// Somebody serves again, after all that came back before the kill was taken.
-    fn recovered(&mut self, connections: bool) {
+    /// Somebody is there again and is about to serve, after all that came back before the kill was taken.
+    ///
+    /// # Errors
+    /// Others cannot connect to it.
+    fn recovered(&mut self, connections: bool) -> Result<(), Fault> {
         let _ = connections;
+        Ok(())
     }
 
     /// Checks what can be checked with nothing outstanding.

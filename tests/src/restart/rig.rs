@@ -163,9 +163,8 @@ impl Rig {
     pub fn recover(&mut self, load: &mut dyn Load) -> Result<(), Fault> {
         match self.mode {
             Mode::Keeper => load.recovered(false),
-            Mode::Reconnect => self.reconnect(load)?,
+            Mode::Reconnect => self.reconnect(load),
         }
-        Ok(())
     }
 
     /// Kills the daemon if it lives, starts it again, and connects to it with what the one before left in flight.
@@ -185,12 +184,12 @@ impl Rig {
     /// # Errors
     /// It refuses it.
     pub fn resume(&mut self, load: &mut dyn Load) -> Result<(), Fault> {
+        load.recovered(true)?;
         self.connect()?;
         for (index, ring) in (0..).zip(load.rings()) {
             self.frontend.start(index, ring, remembered_base(ring))?;
             ring.kick();
         }
-        load.recovered(true);
         Ok(())
     }
 

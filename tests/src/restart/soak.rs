@@ -417,7 +417,7 @@ impl Soak {
         self.tally.repeated = self.load.repeated();
         let after = self.rig.counts();
         let same = |(before, after): (&Counts, &Counts)| {
-            (before.fds, before.maps) == (after.fds, after.maps)
+            (before.fds, before.threads, before.maps) == (after.fds, after.threads, after.maps)
                 && after.rss_kib <= before.rss_kib + RSS_SLACK_KIB
         };
         if self.before.is_empty() || self.before.iter().zip(&after).all(same) {

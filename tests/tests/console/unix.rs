@@ -41,7 +41,7 @@ fn sixteen_mib_each_way_with_epoll() {
 }
 
 #[test]
-fn c06_a_slow_reader_holds_the_guest_back_and_loses_nothing() {
+fn c06_k18_a_slow_reader_holds_the_guest_back_and_loses_nothing() {
     for way in WAYS {
         let daemon = listening(way.engine);
         let mut guest = way.boot(daemon.socket());

@@ -51,22 +51,40 @@ impl Backend {
         &self.socket
     }
 
-    /// CPU time of its threads so far. The kernel counts a thread's when it goes to sleep.
+    /// CPU time of its threads so far, keeper and worker. The kernel counts a thread's when it goes to sleep.
     pub fn cpu(&self) -> Duration {
-        let tasks = fs::read_dir(self.proc("task")).into_iter().flatten().flatten();
-        tasks
-            .map(|task| run_time(&fs::read_to_string(task.path().join("schedstat")).unwrap_or_default()))
-            .sum()
+        self.processes().into_iter().map(cpu_of).sum()
     }
 
-    /// Its memory in KiB, without mappings of files whose name begins with `file`.
+    /// Its memory in KiB, keeper and worker, without mappings of files whose name begins with `file`.
     pub fn rss_kib_without(&self, file: &str) -> u64 {
-        rss_kib_without(file, &fs::read_to_string(self.proc("smaps")).unwrap_or_default())
+        let rss = |pid| rss_kib_without(file, &fs::read_to_string(proc(pid, "smaps")).unwrap_or_default());
+        self.processes().into_iter().map(rss).sum()
     }
 
-    fn proc(&self, name: &str) -> String {
-        format!("/proc/{}/{name}", self.running.id())
+    /// Memory in KiB of the process that was started alone.
+    pub fn keeper_rss_kib(&self) -> u64 {
+        let smaps = fs::read_to_string(proc(self.running.id(), "smaps")).unwrap_or_default();
+        rss_kib_without("no file", &smaps)
     }
+
+    /// The process that was started, and its children.
+    fn processes(&self) -> Vec<u32> {
+        let pid = self.running.id();
+        let children = fs::read_to_string(proc(pid, &format!("task/{pid}/children"))).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        std::iter::once(pid).chain(children).collect()
+    }
+}
+
+fn proc(pid: u32, name: &str) -> String {
+    format!("/proc/{pid}/{name}")
+}
+
+fn cpu_of(pid: u32) -> Duration {
+    let tasks = fs::read_dir(proc(pid, "task")).into_iter().flatten().flatten();
+    let time = |task: fs::DirEntry| fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+    tasks.map(|task| run_time(&time(task))).sum()
 }
 
 /// The first field of a schedstat file: nanoseconds on a CPU.

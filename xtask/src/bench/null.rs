@@ -131,39 +131,41 @@ fn build() -> Result<(), cargo::Error> {
 
 /// Which back-end.
 #[derive(Debug, Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Ours,
+    /// Ours without a keeper; requests in flight are not tracked, as the client does not ask for it.
+    Untracked,
     Qemu,
 }
 
 /// What the client says, in a line of JSON.
 #[derive(Debug, Clone, Copy, Deserialize)]
-struct Figures {
+pub(super) struct Figures {
     iops: f64,
     p50_us: f64,
     client_cpu_us: f64,
     /// Added by us.
     #[serde(default)]
-    backend_cpu_us: f64,
+    pub(super) backend_cpu_us: f64,
 }
 
 /// What the client does. Depth 128: as many requests as take half a second or more.
 #[derive(Debug, Clone, Copy)]
-struct Load {
+pub(super) struct Load {
     requests: u32,
     options: &'static [&'static str],
 }
 
-const DEEP: Load = Load { requests: 4_000_000, options: &["--depth", "128", "--event-idx"] };
+pub(super) const DEEP: Load = Load { requests: 4_000_000, options: &["--depth", "128", "--event-idx"] };
 const DEEP_FLAGS: Load = Load { requests: 4_000_000, options: &["--depth", "128"] };
 // The crate loses notifications of packed rings with event indices.
 const DEEP_PACKED: Load = Load { requests: 4_000_000, options: &["--depth", "128", "--packed"] };
 const SINGLE: Load = Load { requests: 400_000, options: &["--depth", "1", "--event-idx", "--poll"] };
 
 /// Where programs are, and where sockets go.
-struct Place {
-    programs: PathBuf,
-    scratch: PathBuf,
+pub(super) struct Place {
+    pub(super) programs: PathBuf,
+    pub(super) scratch: PathBuf,
 }
 
 impl Place {
@@ -186,7 +188,7 @@ impl Place {
     }
 
     /// Starts a back-end and loads it; the CPU time of both sides goes to standard error too.
-    fn load(&self, kind: Kind, load: Load) -> Result<Figures, String> {
+    pub(super) fn load(&self, kind: Kind, load: Load) -> Result<Figures, String> {
         let backend = self.backend(kind)?;
         let before = backend.cpu();
         let mut client = pinned(CLIENT_CPU, self.programs.join("null-client"));
@@ -208,9 +210,12 @@ impl Place {
     fn backend(&self, kind: Kind) -> Result<Backend, String> {
         let socket = self.socket("null")?;
         match kind {
-            Kind::Ours => {
+            Kind::Ours | Kind::Untracked => {
                 let mut program = pinned(BACKEND_CPU, self.programs.join("outboard-null"));
                 program.arg("--socket-path").arg(&socket);
+                if matches!(kind, Kind::Untracked) {
+                    program.args(["--keeper", "off"]);
+                }
                 Backend::start("outboard-null", &mut program, &socket)
             }
             Kind::Qemu => {
@@ -245,6 +250,14 @@ impl Place {
         let spent = daemon.cpu().saturating_sub(before);
         let rss_kib = u32::try_from(daemon.rss_kib_without(GUEST_RAM)).unwrap_or(u32::MAX);
         Ok((spent.as_secs_f64() / IDLE.as_secs_f64() * 100.0, f64::from(rss_kib)))
+    }
+
+    /// Resident memory of the keeper of a daemon that has a front-end, in KiB.
+    pub(super) fn keeper_rss_kib(&self) -> Result<f64, String> {
+        let socket = self.socket("rng")?;
+        let daemon = Backend::start("outboard-rng", &mut self.rng(&socket), &socket)?;
+        let _frontend = self.frontend(&socket)?;
+        Ok(f64::from(u32::try_from(daemon.keeper_rss_kib()).unwrap_or(u32::MAX)))
     }
 
     fn rng(&self, socket: &Path) -> Command {
