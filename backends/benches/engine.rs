@@ -4,7 +4,7 @@
 //! `epoll` are the two engines of this crate; `async` is the `uring` one under this crate's tasks, one for each request
 //! in flight (docs/decisions/0001). Output: one JSON object a line and variant and round.
 //!
-//! `cargo bench -p backends --bench engine -- [ROUNDS] [MEBIBYTES]`
+//! `cargo bench -p backends --bench engine -- [ROUNDS] [MEBIBYTES] [VARIANT]`
 
 // Slots are numbers below 128 that the ring carries as 64 bits.
 #![allow(clippy::cast_possible_truncation)]
@@ -34,6 +34,7 @@ fn main() {
     let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with("--"));
     let mut number = |default: u64| args.next().and_then(|arg| arg.parse().ok()).unwrap_or(default);
     let (rounds, mebibytes) = (number(5), number(256));
+    let only = args.next();
     let disk = Disk::new(mebibytes << 20);
     let variants: [(&str, Variant); 4] = [
         ("raw", raw),
@@ -42,7 +43,9 @@ fn main() {
         ("epoll", |d| engine(d, EngineKind::Epoll)),
     ];
     for round in 0..rounds {
-        for (name, run) in variants {
+        for (name, run) in
+            variants.into_iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name))
+        {
             let (wall, cpu) = (Instant::now(), cpu_seconds());
             run(&disk);
             let (wall, cpu) = (wall.elapsed().as_secs_f64(), cpu_seconds() - cpu);

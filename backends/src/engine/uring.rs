@@ -212,8 +212,9 @@ impl Uring {
         for entry in self.ring.completion() {
             let data = entry.user_data();
             if data & (POLL | IGNORED) == 0 {
-                let done = u32::try_from(data).ok().and_then(|key| slab.remove(key));
-                events.extend(done.map(|owner| Event::Done(owner, outcome(entry.result()))));
+                if let Some(owner) = u32::try_from(data).ok().and_then(|key| slab.remove(key)) {
+                    events.push_back(Event::Done(owner, outcome(entry.result())));
+                }
             } else if data & POLL != 0 {
                 let Some(watch) = self.watches.iter_mut().find(|watch| watch.user_data == data) else {
                     continue;

@@ -54,21 +54,15 @@ enum State<T> {
     },
     /// An operation is under way.
     Begun,
-    Done(T, Result<u32, Errno>),
+    Done(Option<(T, Result<u32, Errno>)>),
     /// An operation is under way, and nobody waits for it any more.
     Forgotten,
-    Over,
 }
 
 impl<T> State<T> {
     fn take_outcome(&mut self) -> Option<(T, Result<u32, Errno>)> {
-        match std::mem::replace(self, State::Over) {
-            State::Done(owner, result) => Some((owner, result)),
-            not_yet => {
-                *self = not_yet;
-                None
-            }
-        }
+        let State::Done(outcome) = self else { return None };
+        outcome.take()
     }
 
     fn take_readiness(&mut self) -> Option<Result<(), Deaf>> {
@@ -177,7 +171,7 @@ impl<T> TaskIo<T> {
         let mut forgotten = false;
         self.notice(key, |state| {
             forgotten = matches!(state, State::Forgotten);
-            *state = State::Done(owner, result);
+            *state = State::Done(Some((owner, result)));
         });
         if forgotten {
             let entry = self.0.waits.borrow_mut().remove(key);
