@@ -161,8 +161,11 @@ fn report<D: Device>(server: &Server<D>) {
         server.stats().iter().map(|stats| field(stats).load(Ordering::Relaxed)).sum::<u64>()
     };
     let (requests, bytes) = (sum(|s| &s.requests), sum(|s| &s.bytes));
-    let (malformed, interrupts) = (sum(|s| &s.malformed), sum(|s| &s.interrupts));
-    tracing::info!("served requests={requests} bytes={bytes} malformed={malformed} interrupts={interrupts}");
+    let (malformed, replayed) = (sum(|s| &s.malformed), sum(|s| &s.replayed));
+    let interrupts = sum(|s| &s.interrupts);
+    tracing::info!(
+        "served requests={requests} bytes={bytes} malformed={malformed} replayed={replayed} interrupts={interrupts}"
+    );
 }
 
 fn log_to_stderr(level: tracing::Level) {

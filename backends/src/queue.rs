@@ -455,6 +455,15 @@ impl Queue {
         match part.recover(&mut self.ring) {
             Ok(Recovered { tracker, replays, poisoned }) => {
                 (self.tracker, self.poisoned) = (Some(tracker), poisoned && !replays.is_empty());
+                add(&self.setup.stats.replayed, replays.len() as u64);
+                if !replays.is_empty() {
+                    let (queue, count) = (self.setup.index, replays.len());
+                    tracing::info!(
+                        queue,
+                        count,
+                        "Requests that were in flight when another process ended are served again"
+                    );
+                }
                 self.replays = replays;
             }
             Err(corrupt) => self.break_ring(RingError::Inflight(corrupt)),

@@ -14,6 +14,8 @@ pub struct QueueStats {
     pub bytes: AtomicU64,
     /// Chains given back because they were malformed.
     pub malformed: AtomicU64,
+    /// Requests that an earlier process had in flight: served again, so that what they did outside is done twice.
+    pub replayed: AtomicU64,
     /// Times the driver was interrupted.
     pub interrupts: AtomicU64,
     /// Times the ring was broken by its driver.
