@@ -5,7 +5,7 @@
 //! round before had, past its cache, flushes, reads it back and compares; an entropy lane reads a length and counts. A
 //! round that is over is told by its number in a sector of the disk, which the host reads from the image. The host
 //! stops the lanes by another sector. What goes wrong is said as a line that begins with `BAD`, and by the guest's
-//! kernel log from warnings up.
+//! kernel log from warnings up, except that of a timer interrupt that took long: an emulated processor is slow.
 //!
 //! ```text
 //! image   0          "stop" from the host
@@ -66,7 +66,7 @@ pub fn script(lanes: &[Lane], word: &str) -> String {
         dmesg -c >/dev/null
         {}
         wait
-        dmesg -r | grep '^<[0-4]>' | sed 's/^/BAD kernel: /'
+        dmesg -r | grep '^<[0-4]>' | grep -v 'hrtimer: interrupt took' | sed 's/^/BAD kernel: /'
         echo all lanes stopped",
         starts.join("\n")
     )

@@ -1,54 +1,15 @@
 //! Unmodified Debian guests under our VMM. `cargo xtask test` runs these where KVM runs Linux: on this host, or all of
 //! them in one boot of the emulated host.
 
+mod linux;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use tests::daemon::binary;
+use linux::{can_run, guest, powered_off, run};
 use tests::machine::{BLK, RNG};
-use tests::vmm::{Ended, Run, Vmm};
+use tests::vmm::Ended;
 use xtask::demo::disk;
-use xtask::initramfs::Initramfs;
 use xtask::kernel::{Flavour, Kernel};
-use xtask::{kvm_host, skip};
-
-/// A guest under a KVM that is itself emulated is up and down within this time.
-const LIMIT: Duration = Duration::from_secs(120);
-
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet mitigations=off init_on_alloc=0 tsc=reliable";
-
-/// Whether this host can run these tests; says so when it cannot.
-fn can_run() -> bool {
-    let vmm = binary("outboard");
-    let obstacle = kvm_host::obstacle(vmm.parent().unwrap_or(Path::new(".")));
-    if let Some(obstacle) = &obstacle {
-        skip::skip("kvm-linux", &format!("this host's KVM cannot run Linux: {obstacle}"));
-    }
-    obstacle.is_none()
-}
-
-/// `outboard run` with a Debian guest that loads `modules` and runs `script`.
-fn guest(modules: &[&str], script: &str) -> Run {
-    let kernel = Kernel::debian(Flavour::Cloud).unwrap();
-    run(&kernel.image, &kernel.modules(modules).unwrap(), script)
-}
-
-fn run(kernel: &Path, modules: &[PathBuf], script: &str) -> Run {
-    let run = Run::new(binary("outboard"));
-    let initrd = run.dir().join("initrd");
-    Initramfs::new(modules, script).unwrap().write(&initrd).unwrap();
-    run.option("--kernel", &kernel.display().to_string())
-        .option("--initrd", &initrd.display().to_string())
-        .option("--cmdline", COMMAND_LINE)
-        .memory("256M")
-}
-
-fn powered_off(vmm: Vmm) -> Ended {
-    let ended = vmm.finish_within(LIMIT);
-    ended.code(0);
-    ended
-}
 
 fn says(ended: &Ended, line: &str) {
     assert!(ended.serial.lines().any(|said| said.trim_end() == line), "no {line:?}: {ended:#?}");

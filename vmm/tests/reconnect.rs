@@ -17,7 +17,7 @@ use tests::vmm::{Run, Vmm};
 
 const OUTBOARD: &str = env!("CARGO_BIN_EXE_outboard");
 /// A guest that waited for a daemon to be given up would have waited for longer, and this machine may be busy.
-const MOMENT: Duration = Duration::from_millis(500);
+const MOMENT: Duration = Duration::from_millis(900);
 
 fn rng() -> Daemon {
     Launch::new("outboard-rng").serve().unwrap()

@@ -28,7 +28,7 @@ const NEEDS_RESET: u8 = 0x40;
 /// Where the first ring is; the second 16 KiB above it.
 const RINGS: u64 = 0x10_0000;
 /// A vCPU that waited for a daemon to be given up would have waited for longer.
-const MOMENT: Duration = Duration::from_millis(500);
+const MOMENT: Duration = Duration::from_millis(900);
 
 struct Rig {
     device: Arc<VhostPciDevice>,

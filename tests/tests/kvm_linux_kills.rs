@@ -1,0 +1,62 @@
+//! A Debian guest under our VMM that checks all of its I/O while its daemons are killed. Run as `kvm_linux_boot` is.
+
+mod linux;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use linux::{LIMIT, can_run, guest, powered_off};
+use tests::daemon::{Daemon, Launch};
+use tests::kills::{Lane, Watch, assert_good, script};
+use tests::machine::{BLK, RNG};
+use tests::random::Random;
+use xtask::demo::disk;
+
+/// Kills, of one daemon and the other in turn.
+const KILLS: u64 = 20;
+/// A kill comes at any moment of the rounds that follow.
+const LATEST_KILL_US: u64 = 50_000;
+const LANES: [Lane; 2] = [Lane::Disk, Lane::Entropy];
+
+/// Lets a guest work on both daemons, calls `kill` again and again, and checks what it said.
+fn work(mut kill: impl FnMut(&mut Daemon)) {
+    let launch = Launch::new(BLK.binary);
+    let watch = Watch::create(&launch.dir().join("disk.img")).unwrap();
+    let image = watch.path().display().to_string();
+    let mut daemons = [
+        launch.args(["--image", &image, "--queues", "2"].map(str::to_owned)).serve().unwrap(),
+        RNG.launch().serve().unwrap(),
+    ];
+    let script = format!("{}\npoweroff -f", script(&LANES, &disk::nonce().unwrap()));
+    let [blk, rng] = &daemons;
+    let run = guest(&["virtio_pci", "virtio_blk", "virtio_rng"], &script).option("--cpus", "2");
+    let vmm = run.device("blk", blk.socket()).device("rng", rng.socket()).start();
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", vmm.pid())).unwrap().count();
+
+    let (mut random, until) = (Random::from_env(), Instant::now() + LIMIT * 2);
+    let lanes = LANES.len().try_into().unwrap();
+    watch.wait_for(lanes, 1, until);
+    let (before, start) = (descriptors(), Instant::now());
+    for number in 0..KILLS {
+        // At least one round of each lane is whole between two kills, and the next one has begun.
+        watch.wait_for(lanes, 1, until);
+        std::thread::sleep(Duration::from_micros(random.below(LATEST_KILL_US)));
+        let turn = if number % 2 == 0 { &mut daemons[0] } else { &mut daemons[1] };
+        kill(turn);
+    }
+    watch.wait_for(lanes, 2, until);
+    let took = start.elapsed();
+    assert_eq!(descriptors(), before, "N5");
+    watch.stop().unwrap();
+    let ended = powered_off(vmm);
+    let said: Vec<&str> = ended.serial.lines().map(str::trim_end).collect();
+    assert_good(&said.join("\n"), LANES.len());
+    println!("{KILLS} kills in {took:?}; the guest: {}; the VMM: {}", said.join(" | "), ended.stderr);
+}
+
+#[test]
+fn kvm_linux_goes_on_when_whole_daemons_are_killed() {
+    if can_run() {
+        work(|daemon| daemon.restart().unwrap());
+    }
+}
