@@ -303,10 +303,13 @@ fn m01_a_daemon_that_goes_mute_or_mad_keeps_no_vcpu_waiting_and_the_next_one_ser
             let start = Instant::now();
             rig.start_at(RINGS);
             assert_eq!(rig.status(), RUNNING);
-            if code == Code::GetVringBase {
-                rig.device.bar_write(STATUS, &[0]);
-            }
             assert!(start.elapsed() < MOMENT, "{code:?}: {:?}", start.elapsed());
+            if code == Code::GetVringBase {
+                rig.settle(RUNNING);
+                let start = Instant::now();
+                rig.device.bar_write(STATUS, &[0]);
+                assert!(start.elapsed() < MOMENT, "{code:?}: {:?}", start.elapsed());
+            }
             // The connection is closed, so the daemon's side ends.
             let (daemon, _) = accept(&rig.listener, Fake::blk(), |_| Twist::Regular);
             rig.daemon.join();
