@@ -20,8 +20,9 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::device::Device;
 use crate::keeper::role::{self, Place, become_keeper};
+use crate::kept::Kept;
 use crate::options::{Common, PathProblem, SocketError, Switch};
-use crate::server::{Server, Settings};
+use crate::server::{Endpoint, Server, Settings};
 
 /// What one daemon is, beside what all are.
 pub trait Program: clap::Args + Sized {
@@ -38,11 +39,11 @@ pub trait Program: clap::Args + Sized {
     /// Optional features of the conventions that its options have.
     const CAPABILITIES: &'static [&'static str] = &[];
 
-    /// Opens all that the device needs.
+    /// Opens all that the device needs, or takes it from `kept`, where a worker before this one had it put.
     ///
     /// # Errors
     /// What to tell the user, and the exit code.
-    fn open(self) -> Result<Self::Device, Failure>;
+    fn open(self, kept: &Kept) -> Result<Self::Device, Failure>;
 }
 
 /// Why a daemon does not start: one line for the user, and an exit code.
@@ -127,7 +128,9 @@ pub fn main<P: Program>() -> ExitCode {
 }
 
 fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
-    let device = line.own.open()?;
+    let keeper = line.common.keeper_channel()?;
+    let kept = keeper.as_ref().map(Kept::by).unwrap_or_default();
+    let device = line.own.open(&kept)?;
     let (end, asked) = UnixStream::pair().map_err(Failure::host)?;
     for signal in [SIGTERM, SIGINT] {
         let asked = asked.try_clone().map_err(Failure::host)?;
@@ -135,8 +138,10 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
     }
     // A file at its size limit: the write fails, the daemon goes on.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;
-    let endpoint = line.common.endpoint()?;
-    let bound = line.common.socket_path.clone().filter(|_| line.common.worker.is_none());
+    let (endpoint, bound) = match keeper {
+        Some(keeper) => (Endpoint::Kept(keeper), None),
+        None => (line.common.endpoint()?, line.common.socket_path.clone()),
+    };
     let _path = bound.map(Unlink::new);
     let common = &line.common;
     let settings = Settings {

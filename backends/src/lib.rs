@@ -26,6 +26,7 @@ pub mod engine;
 pub mod failpoint;
 pub mod inflight;
 pub mod keeper;
+pub mod kept;
 pub mod limit;
 pub mod log;
 pub mod memory;

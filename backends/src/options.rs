@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -126,14 +127,20 @@ pub enum PathProblem {
 }
 
 impl Common {
+    /// The channel to the keeper, if this is a worker.
+    ///
+    /// # Errors
+    /// [`SocketError::Channel`]
+    pub(crate) fn keeper_channel(&self) -> Result<Option<Arc<Channel>>, SocketError> {
+        let channel = self.worker.map(Channel::inherited).transpose().map_err(SocketError::Channel)?;
+        Ok(channel.map(Arc::new))
+    }
+
     /// Opens the socket that the options or systemd name.
     ///
     /// # Errors
     /// [`SocketError`]
     pub fn endpoint(&self) -> Result<Endpoint, SocketError> {
-        if let Some(fd) = self.worker {
-            return Channel::inherited(fd).map(Endpoint::Kept).map_err(SocketError::Channel);
-        }
         match (&self.socket_path, self.fd) {
             (Some(path), _) => listen("--socket-path", path).map(Endpoint::Listening),
             (None, Some(fd)) => from_fd(fd),

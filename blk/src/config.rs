@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use backends::daemon::{Failure, Program};
+use backends::kept::Kept;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::device::Blk;
@@ -52,7 +53,7 @@ impl Program for Options {
         -device vhost-user-blk-pci,chardev=disk";
     const CAPABILITIES: &'static [&'static str] = &["read-only", "blk-file"];
 
-    fn open(self) -> Result<Blk<File>, Failure> {
+    fn open(self, _: &Kept) -> Result<Blk<File>, Failure> {
         let image = Image {
             path: self.image,
             read_only: self.read_only,

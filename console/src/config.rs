@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use backends::daemon::{Failure, Program};
+use backends::kept::Kept;
 
 use crate::device::Console;
 use crate::host::connect::Connect;
@@ -46,21 +47,21 @@ impl Program for Options {
         outboard-console --socket-path /run/outboard/vm1/console.sock --pty /run/outboard/vm1/hvc0\n  \
         screen /run/outboard/vm1/hvc0";
 
-    fn open(self) -> Result<Console, Failure> {
+    fn open(self, kept: &Kept) -> Result<Console, Failure> {
         if let Some(link) = &self.pty {
-            let pty = Pty::open(link)?;
+            let pty = Pty::open(link, kept)?;
             let terminal = pty.terminal();
             return Ok(Console::new(|| pty, terminal));
         }
         if let Some(path) = &self.listen {
-            let unix = Unix::open(path)?;
+            let unix = Unix::open(path, kept)?;
             return Ok(Console::new(|| unix, None));
         }
         if let Some(path) = self.connect {
             Connect::check(&path)?;
             return Ok(Console::new(|| Connect::new(path), None));
         }
-        let stdio = Stdio::open().map_err(|cause| {
+        let stdio = Stdio::open(kept).map_err(|cause| {
             Failure::host(format!("--stdio: cannot use standard input and output: {cause}; leave both open"))
         })?;
         let terminal = stdio.terminal();

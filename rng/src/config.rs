@@ -1,6 +1,7 @@
 //! Options of `outboard-rng`.
 
 use backends::daemon::{Failure, Program};
+use backends::kept::Kept;
 use backends::limit::Limit;
 
 use crate::Rng;
@@ -31,7 +32,7 @@ impl Program for Options {
         qemu-system-x86_64 ... -chardev socket,id=rng,path=/run/outboard/vm1/rng.sock \\\n      \
         -device vhost-user-rng-pci,chardev=rng";
 
-    fn open(self) -> Result<Rng, Failure> {
+    fn open(self, _: &Kept) -> Result<Rng, Failure> {
         Ok(Rng::new(self.source, self.limit))
     }
 }

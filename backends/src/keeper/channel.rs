@@ -27,6 +27,8 @@ pub enum Note {
     Session(u32),
     /// To the worker: what an earlier one gave under this name.
     Kept(String),
+    /// To the worker: you are about to be asked to end, and another one goes on.
+    Leave,
     /// To the keeper: the device is open.
     Ready,
     /// To the keeper: the session of that number ends by the worker's own decision.
@@ -46,6 +48,7 @@ impl Note {
             Note::Over(number) => (4, *number, ""),
             Note::Keep(name) => (5, 0, name.as_str()),
             Note::Drop(name) => (6, 0, name.as_str()),
+            Note::Leave => (7, 0, ""),
         };
         [&[kind], &u32::to_le_bytes(number)[..], name.as_bytes()].concat()
     }
@@ -61,6 +64,7 @@ impl Note {
             4 => Note::Over(number),
             5 => Note::Keep(name),
             6 => Note::Drop(name),
+            7 => Note::Leave,
             _ => return None,
         })
     }
@@ -155,6 +159,7 @@ mod tests {
             Note::Over(u32::MAX),
             Note::Keep(name()),
             Note::Drop(name()),
+            Note::Leave,
         ];
         for note in notes {
             keeper.send(&note, &[keeper.as_fd(), worker.as_fd()]).unwrap();

@@ -50,7 +50,7 @@ use pace::Pace;
 use proxy::{FrontEnd, With};
 use role::Place;
 use signals::Signals;
-use worker::{Gift, Program, Unready, Worker};
+use worker::{Gift, Program, Worker};
 
 /// How long an accept that failed for want of descriptors or memory is left alone.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -193,17 +193,11 @@ impl Keeper {
     fn start(&mut self) -> Result<(), Stop> {
         let first = self.place.is_some();
         loop {
-            let mut worker = Worker::spawn(&self.program, &self.kept).map_err(Stop::Failed)?;
-            let ready = worker.ready(&self.signals)?;
-            let gifts = worker.gifts();
-            self.keep(gifts);
-            match ready {
-                Ok(()) => {
-                    self.worker = Some(worker);
-                    break;
-                }
-                Err(Unready(status)) if first => return Err(Stop::Unready(status)),
-                Err(Unready(status)) => self.start_failed(status)?,
+            match self.try_start() {
+                Ok(()) => break,
+                Err(Stop::Asked) => return Err(Stop::Asked),
+                Err(stop) if first => return Err(stop),
+                Err(_) => self.start_failed()?,
             }
         }
         self.pace.started();
@@ -211,15 +205,20 @@ impl Keeper {
         if first { self.open() } else { Ok(()) }
     }
 
+    fn try_start(&mut self) -> Result<(), Stop> {
+        let mut worker = Worker::spawn(&self.program, &self.kept).map_err(Stop::Failed)?;
+        let ready = worker.ready(&self.signals);
+        self.keep(worker.gifts());
+        ready.map(|()| self.worker = Some(worker))
+    }
+
     /// Tries again a little later; with the executable from before, if another was to take its place.
-    fn start_failed(&mut self, status: ExitStatus) -> Result<(), Stop> {
+    fn start_failed(&mut self) -> Result<(), Stop> {
         if let Some(proven) = self.proven.take() {
             self.program.exe = proven;
-            self.say(&format!("The new executable does not start ({status}), going on with the one before"));
-            return Ok(());
+            self.say("The new executable does not start, going on with the one before");
         }
-        let delay = self.pace.failed();
-        self.signals.pause(delay)
+        self.signals.pause(self.pace.failed())
     }
 
     /// The first worker is ready: now front-ends are let in.
@@ -290,7 +289,7 @@ impl Keeper {
             }
         }
         if let Some(worker) = &self.worker {
-            worker.signal(rustix::process::Signal::TERM);
+            worker.leave();
         }
         Err(Stop::Worker("upgrade".into()))
     }

@@ -1,8 +1,8 @@
 //! The worker process, as its keeper sees it: started, asked, ended, reaped.
 //!
 //! In: an executable and the daemon's own arguments. Out: a [`Worker`] that is ready, with a [`Channel`] and, while a
-//! front-end is served, a connection that carries its messages. Promises: a worker that is dropped is dead and
-//! reaped, so that no two ever hold the same image; none is waited for without a deadline.
+//! front-end is served, a connection that carries its messages. Promises: [`Worker::end`] returns when it is dead and
+//! reaped, so that no two ever hold the same image; no answer is waited for without a deadline.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -56,10 +56,6 @@ pub(super) struct Worker {
 /// Descriptors to keep under a name; none: the name is not needed any more.
 pub(super) type Gift = (String, Vec<OwnedFd>);
 
-/// A worker that ended before it was ready.
-#[derive(Debug)]
-pub(super) struct Unready(pub(super) ExitStatus);
-
 impl Worker {
     /// Starts one, which finds `kept` on its channel; it has yet to say that it is ready.
     pub(super) fn spawn(program: &Program, kept: &BTreeMap<String, Vec<OwnedFd>>) -> io::Result<Worker> {
@@ -90,17 +86,21 @@ impl Worker {
     }
 
     /// Waits until its device is open.
-    pub(super) fn ready(&mut self, signals: &Signals) -> Result<Result<(), Unready>, Stop> {
-        let deadline = Instant::now() + START;
+    ///
+    /// # Errors
+    /// [`Stop::Unready`]: it ended instead.
+    pub(super) fn ready(&mut self, signals: &Signals) -> Result<(), Stop> {
+        let mut deadline = Instant::now() + START;
         loop {
             match self.note() {
-                Ok(Some(Note::Ready)) => return Ok(Ok(())),
+                Ok(Some(Note::Ready)) => return Ok(()),
                 Ok(Some(_)) => continue,
                 Ok(None) => {}
-                Err(_) => return Ok(Err(Unready(self.end(signals)?))),
+                Err(_) => return Err(Stop::Unready(self.end(signals)?)),
             }
             if signals.wait([self.channel.as_fd()], Some(deadline))? == [false] {
                 self.signal(Signal::KILL);
+                deadline += START;
             }
         }
     }
@@ -228,6 +228,13 @@ impl Worker {
     fn refuse(&mut self, why: &str) -> Stop {
         self.signal(Signal::KILL);
         Stop::Worker(why.into())
+    }
+
+    /// Asks it to end because another one goes on.
+    pub(super) fn leave(&self) {
+        // One that does not hear it takes away with it what it made, as at the end of the daemon.
+        let _ = self.channel.send(&Note::Leave, &[]);
+        self.signal(Signal::TERM);
     }
 
     /// Sends a signal.

@@ -73,7 +73,7 @@ pub enum Endpoint {
     /// The only front-end; when it goes the daemon ends.
     Connected(UnixStream),
     /// A keeper holds the front-ends and hands on their messages; when it goes the worker ends.
-    Kept(Channel),
+    Kept(Arc<Channel>),
 }
 
 /// How a server serves.

@@ -9,6 +9,7 @@
 
 pub mod connect;
 pub mod left;
+mod modes;
 pub mod pty;
 pub mod stdio;
 pub mod unix;

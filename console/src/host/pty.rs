@@ -7,6 +7,7 @@
 //!
 //! The link is made beside its place and renamed, so that nobody sees it half made. One that is there already
 //! is taken for what a daemon that was killed left, and replaced. At the end it goes, if it is still ours.
+//! The master outlives the worker: readers keep their terminal, and the next worker has it from the keeper.
 
 use std::ffi::OsStr;
 use std::io;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use backends::device::Source;
 use backends::engine::Interest;
+use backends::kept::Kept;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{CWD, Mode, OFlags, fcntl_setfl, openat};
 use rustix::io::fcntl_dupfd_cloexec;
@@ -29,6 +31,8 @@ use super::{Call, Channel, HostIo, HostSide, Moved};
 const MASTER: Source = Source(0);
 const OPENED: Source = Source(1);
 const FIRST_FREE_FD: i32 = 3;
+/// Name under which the master is kept.
+const KEPT_MASTER: &str = "console.master";
 
 /// Why there is no pty.
 #[derive(Debug, Error)]
@@ -64,14 +68,17 @@ pub struct Pty {
 }
 
 impl Pty {
-    /// Opens a pseudo-terminal and makes `link` point to its slave.
+    /// Opens a pseudo-terminal, or takes the one that is there already, and makes `link` point to its slave.
     ///
     /// # Errors
     /// [`PtyError`]
-    pub fn open(link: &Path) -> Result<Pty, PtyError> {
-        let (master, slave) = open_pair().map_err(|cause| PtyError::Open { link: link.into(), cause })?;
+    pub fn open(link: &Path, kept: &Kept) -> Result<Pty, PtyError> {
+        let (master, slave) = kept_pair(kept)
+            .map_or_else(open_pair, Ok)
+            .map_err(|cause| PtyError::Open { link: link.into(), cause })?;
         let opened = watch_opens(&slave).map_err(|cause| PtyError::Open { link: link.into(), cause })?;
-        let link = Link::make(link, slave)?;
+        kept.keep(KEPT_MASTER, master.as_fd());
+        let link = Link::make(link, slave, kept)?;
         Ok(Pty { master: Channel::new(master, MASTER), opened, reader: false, _link: link })
     }
 
@@ -115,14 +122,25 @@ impl HostSide for Pty {
     }
 }
 
+/// The master that a worker before this one opened, and the path of its slave.
+fn kept_pair(kept: &Kept) -> Option<(OwnedFd, PathBuf)> {
+    let master = kept.take(KEPT_MASTER)?;
+    let path = slave_path(&master).ok()?;
+    Some((master, path))
+}
+
+fn slave_path(master: &OwnedFd) -> io::Result<PathBuf> {
+    let path = ptsname(master, Vec::new())?;
+    Ok(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
+}
+
 /// A non-blocking master, and the path of its slave, which is raw and closed.
 fn open_pair() -> io::Result<(OwnedFd, PathBuf)> {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
     grantpt(&master)?;
     unlockpt(&master)?;
-    let path = ptsname(&master, Vec::new())?;
-    let path = PathBuf::from(OsStr::from_bytes(path.to_bytes()));
+    let path = slave_path(&master)?;
     let slave = openat(CWD, &path, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
     let mut modes = tcgetattr(&slave)?;
     modes.make_raw();
@@ -146,10 +164,11 @@ fn forget_events(watch: &OwnedFd) {
 struct Link {
     path: PathBuf,
     target: PathBuf,
+    kept: Kept,
 }
 
 impl Link {
-    fn make(path: &Path, target: PathBuf) -> Result<Link, PtyError> {
+    fn make(path: &Path, target: PathBuf, kept: &Kept) -> Result<Link, PtyError> {
         let failed = |cause| PtyError::Link { link: path.into(), cause };
         if path.symlink_metadata().is_ok_and(|there| !there.is_symlink()) {
             return Err(PtyError::Taken(path.into()));
@@ -161,13 +180,14 @@ impl Link {
             let _ = std::fs::remove_file(&beside);
             return Err(failed(cause));
         }
-        Ok(Link { path: path.into(), target })
+        Ok(Link { path: path.into(), target, kept: kept.clone() })
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        if std::fs::read_link(&self.path).is_ok_and(|target| target == self.target) {
+        let ours = std::fs::read_link(&self.path).is_ok_and(|target| target == self.target);
+        if ours && !self.kept.goes_on() {
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -13,16 +13,19 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use backends::device::Source;
 use backends::engine::Interest;
+use backends::kept::Kept;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, openat};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
-use super::{Call, Channel, HostIo, HostSide, Moved};
+use super::{Call, Channel, HostIo, HostSide, Moved, modes};
 
 const INPUT: Source = Source(0);
 const OUTPUT: Source = Source(1);
 /// Descriptors below are the standard ones, also when a copy is made.
 const FIRST_FREE_FD: i32 = 3;
+/// Name under which a file with the terminal's modes is kept.
+const KEPT_MODES: &str = "console.modes";
 
 /// Standard input and output.
 pub struct Stdio {
@@ -37,14 +40,14 @@ impl Stdio {
     ///
     /// # Errors
     /// They cannot be duplicated.
-    pub fn open() -> io::Result<Stdio> {
+    pub fn open(kept: &Kept) -> io::Result<Stdio> {
         let (input, output) = (io::stdin(), io::stdout());
         let (read, read_flags) = own(input.as_fd(), OFlags::RDONLY)?;
         let (write, write_flags) = own(output.as_fd(), OFlags::WRONLY)?;
         Ok(Stdio {
             input: Channel::new(read, INPUT),
             output: Channel::new(write, OUTPUT),
-            terminal: [input.as_fd(), output.as_fd()].into_iter().find_map(Terminal::new),
+            terminal: [input.as_fd(), output.as_fd()].into_iter().find_map(|fd| Terminal::new(fd, kept)),
             _flags: [read_flags, write_flags],
         })
     }
@@ -127,12 +130,22 @@ impl Drop for SharedFlags {
 struct Terminal {
     fd: OwnedFd,
     before: Termios,
+    kept: Kept,
 }
 
 impl Terminal {
-    fn new(fd: BorrowedFd<'_>) -> Option<Terminal> {
-        let before = isatty(fd).then(|| tcgetattr(fd)).and_then(Result::ok)?;
-        Some(Terminal { fd: fcntl_dupfd_cloexec(fd, FIRST_FREE_FD).ok()?, before })
+    /// A worker that was killed left it raw: how it was before that is in a file that was kept.
+    fn new(fd: BorrowedFd<'_>, kept: &Kept) -> Option<Terminal> {
+        let mut before = isatty(fd).then(|| tcgetattr(fd)).and_then(Result::ok)?;
+        match kept.take(KEPT_MODES) {
+            Some(file) => modes::load(&file, &mut before),
+            None => {
+                if let Ok(file) = modes::save(&before) {
+                    kept.keep(KEPT_MODES, file.as_fd());
+                }
+            }
+        }
+        Some(Terminal { fd: fcntl_dupfd_cloexec(fd, FIRST_FREE_FD).ok()?, before, kept: kept.clone() })
     }
 
     fn make_raw(&self) -> io::Result<()> {
@@ -144,6 +157,8 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        let _ = tcsetattr(&self.fd, OptionalActions::Now, &self.before);
+        if !self.kept.goes_on() {
+            let _ = tcsetattr(&self.fd, OptionalActions::Now, &self.before);
+        }
     }
 }

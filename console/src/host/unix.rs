@@ -2,7 +2,8 @@
 //!
 //! The others wait in the backlog of the socket. A client that has gone altogether is replaced by the next at
 //! once; one that only ended its own sending stays as a reader. What a client sent before it went is still
-//! given to the guest, before anything of the next ([`Left`]).
+//! given to the guest, before anything of the next ([`Left`]). The socket and its client outlive the worker: the next
+//! one has them from the keeper.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,6 +13,7 @@ use std::time::Instant;
 
 use backends::device::Source;
 use backends::engine::Interest;
+use backends::kept::Kept;
 use backends::log::Gate;
 use backends::options::{PathProblem, SocketError, listen};
 use rustix::io::Errno;
@@ -21,11 +23,16 @@ use super::left::Left;
 use super::{Call, Channel, HostIo, HostSide, Moved};
 
 const LISTENER: Source = Source(0);
+/// Names under which the socket and its client are kept.
+const KEPT_LISTENER: &str = "console.listener";
+const KEPT_CLIENT: &str = "console.client";
+
 /// The socket and whoever is connected to it.
 pub struct Unix {
     listener: UnixListener,
     path: PathBuf,
     client: Option<Channel>,
+    kept: Kept,
     left: Left<OwnedFd>,
     /// Every client is watched under a name of its own, so that late news of one is not taken for the next's.
     next: u16,
@@ -33,22 +40,26 @@ pub struct Unix {
 }
 
 impl Unix {
-    /// Listens on `path`.
+    /// Listens on `path`, or goes on listening there.
     ///
     /// # Errors
     /// [`SocketError::Path`], which names `--listen`.
-    pub fn open(path: &Path) -> Result<Unix, SocketError> {
+    pub fn open(path: &Path, kept: &Kept) -> Result<Unix, SocketError> {
         const OPTION: &str = "--listen";
-        let listener = listen(OPTION, path)?;
+        // Somebody may have taken its path away.
+        let before = kept.take(KEPT_LISTENER).filter(|_| path.exists()).map(UnixListener::from);
+        let listener = before.map_or_else(|| listen(OPTION, path), Ok)?;
         listener.set_nonblocking(true).map_err(|cause| SocketError::Path {
             option: OPTION,
             path: path.into(),
             problem: PathProblem::Bind(cause),
         })?;
+        kept.keep(KEPT_LISTENER, listener.as_fd());
         Ok(Unix {
             listener,
             path: path.into(),
             client: None,
+            kept: kept.clone(),
             left: Left::default(),
             next: LISTENER.0,
             refusals: Gate::default(),
@@ -76,7 +87,10 @@ impl Unix {
         self.next = self.next.checked_add(1).unwrap_or(LISTENER.0.saturating_add(1));
         let client = Channel::new(fd, Source(self.next));
         match client.watch(Interest::Both, io) {
-            Ok(()) => self.client = Some(client),
+            Ok(()) => {
+                self.kept.keep(KEPT_CLIENT, client.as_fd());
+                self.client = Some(client);
+            }
             Err(error) => tracing::warn!(%error, "A client is not served: cannot watch it"),
         }
     }
@@ -84,6 +98,7 @@ impl Unix {
     /// The client has gone: whatever it sent is still to be read.
     fn leave(&mut self, io: &mut HostIo<'_>) {
         let Some(client) = self.client.take() else { return };
+        self.kept.drop(KEPT_CLIENT);
         io.unwatch(client.as_fd(), client.source());
         self.left.keep(client);
     }
@@ -92,6 +107,9 @@ impl Unix {
 impl HostSide for Unix {
     fn start(&mut self, io: &mut HostIo<'_>) -> io::Result<()> {
         io.watch(self.listener.as_fd(), Interest::Read, LISTENER)?;
+        if let Some(client) = self.kept.take(KEPT_CLIENT) {
+            self.connect(client, io);
+        }
         self.accept(io);
         Ok(())
     }
@@ -133,6 +151,8 @@ impl HostSide for Unix {
 
 impl Drop for Unix {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if !self.kept.goes_on() {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }

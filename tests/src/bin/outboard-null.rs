@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use backends::daemon::{Failure, Program};
 use backends::device::{Device, Handler, Io, Turn};
+use backends::kept::Kept;
 use backends::queue::{Queue, Request};
 use rustix::io::Errno;
 use tests::guest::blk::OK;
@@ -39,7 +40,7 @@ impl Program for Options {
     const ABOUT: &'static str = "vhost-user block device that does nothing: for measuring";
     const EXAMPLES: &'static str = "Example:\n  outboard-null --socket-path /tmp/null.sock";
 
-    fn open(self) -> Result<Null, Failure> {
+    fn open(self, _: &Kept) -> Result<Null, Failure> {
         Ok(Null { queues: self.queues })
     }
 }
