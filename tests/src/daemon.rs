@@ -92,6 +92,12 @@ impl Launch {
         Launch { program: program.into(), args: Vec::new(), env: Vec::new(), dir, stdin: None, passed: false }
     }
 
+    /// The same with another program.
+    pub fn of_program(mut self, program: &Path) -> Launch {
+        self.program = program.to_owned();
+        self
+    }
+
     /// Its directory, which lives as long as the daemon.
     pub fn dir(&self) -> &Path {
         self.dir.path()

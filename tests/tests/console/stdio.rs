@@ -18,6 +18,7 @@ use crate::end::End;
 use crate::process::Process;
 use crate::traffic::both_ways;
 use crate::{Guest, KEEP_BYTES, WAYS, Way, account, assert_same};
+use tests::daemon::process::{kill_and_wait, worker_of};
 
 fn null() -> File {
     File::options().read(true).write(true).open("/dev/null").unwrap()
@@ -158,6 +159,26 @@ fn a_terminal_is_raw_while_a_guest_is_served_and_then_as_it_was() {
         (after.local_modes, after.input_modes, after.output_modes, after.control_modes),
         (before.local_modes, before.input_modes, before.output_modes, before.control_modes)
     );
+}
+
+#[test]
+fn a_terminal_is_as_it_was_after_workers_that_died() {
+    let (end, slave) = terminal();
+    let before = tcgetattr(&slave).unwrap();
+    let process = Process::start("auto", slave.try_clone().unwrap(), slave.try_clone().unwrap());
+    let mut guest = Guest::boot(&process.socket());
+    guest.hears_and_answers(&end);
+    for _ in 0..2 {
+        kill_and_wait(worker_of(process.child.id()));
+        guest.hears_and_answers(&end);
+    }
+    assert_eq!(process.terminate().0, Some(0));
+    let after = tcgetattr(&slave).unwrap();
+    assert_eq!(
+        (after.local_modes, after.input_modes, after.output_modes, after.control_modes),
+        (before.local_modes, before.input_modes, before.output_modes, before.control_modes)
+    );
+    assert_eq!(format!("{:?}", after.special_codes), format!("{:?}", before.special_codes));
 }
 
 #[test]

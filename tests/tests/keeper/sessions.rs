@@ -1,0 +1,132 @@
+//! What a new worker is told: whatever the front-end had said, with memory of any shape, tracked or not.
+
+use std::time::Instant;
+
+use backends::proto::Request;
+use tests::frontend::{Memory, Wants};
+use tests::guest::memory::{Backing, RAM_BASE, Ram};
+use tests::machine::{Device, QUEUE_SIZE};
+use tests::random::Random;
+use tests::restart::soak::Device as Soaked;
+use tests::restart::{Mode, Rig};
+
+use super::untracked;
+
+tests::against_every_daemon! {
+    both: [
+        n5_an_idle_worker_is_replaced_and_nothing_grows,
+        k03_a_front_end_that_tracks_nothing_gets_every_request_back_once,
+        k08_a_front_end_without_protocol_features_is_kept_too,
+        k08_hundreds_of_memory_slots_are_handed_to_the_next_worker,
+        k08_a_ring_whose_memory_was_taken_away_does_not_end_the_session,
+    ],
+}
+
+fn n5_an_idle_worker_is_replaced_and_nothing_grows(device: Device) {
+    let mut machine = device.boot();
+    let mut ring = machine.start_queue().unwrap();
+    let (mut first, mut keeper) = (None, None);
+    for nth in 0..34 {
+        machine.daemon.kill_worker();
+        machine.assert_serves(&mut ring);
+        machine.frontend.sync().unwrap();
+        let (worker, holder) = (machine.daemon.counts(), machine.daemon.keeper_counts());
+        if nth == 10 {
+            (first, keeper) = (Some(worker), Some(holder));
+        }
+        if nth > 10 {
+            let (first, keeper) = (first.unwrap(), keeper.unwrap());
+            assert_eq!((worker.fds, worker.threads), (first.fds, first.threads));
+            assert!(worker.maps <= first.maps + 2, "{worker:?} after {first:?}");
+            assert_eq!((holder.fds, holder.threads, holder.maps), (keeper.fds, keeper.threads, keeper.maps));
+            assert!(holder.rss_kib <= keeper.rss_kib + 1024, "{holder:?} after {keeper:?}");
+        }
+    }
+    machine.frontend.sync().unwrap();
+}
+
+/// The load of the soak, killed in the middle of things, by a front-end without a region of its own.
+fn k03_a_front_end_that_tracks_nothing_gets_every_request_back_once(device: Device) {
+    let soaked = match device.binary {
+        "outboard-rng" => Soaked::Rng,
+        "outboard-blk" => Soaked::Blk,
+        _ => Soaked::Console,
+    };
+    let mut rig = Rig::start(soaked.launch(), Mode::Keeper, untracked(device.rings), soaked.queues());
+    assert!(!rig.frontend.tracks());
+    let mut load = soaked.load(&mut rig, Random::new(3));
+    let mut pauses = Vec::new();
+    for _ in 0..15 {
+        for _ in 0..30 {
+            load.submit();
+            load.reap().unwrap();
+        }
+        load.submit();
+        let killed = rig.kill(&mut *load).unwrap();
+        rig.recover(&mut *load).unwrap();
+        load.submit();
+        load.wait().unwrap();
+        pauses.push(killed.elapsed());
+        // All of it, so that no request sees three deaths: the third would be the end of it.
+        load.drain().unwrap();
+        load.check().unwrap();
+    }
+    pauses.sort();
+    println!("{device:?}: pause p50 {:?}, max {:?}", pauses[pauses.len() / 2], pauses.last().unwrap());
+}
+
+fn k08_a_front_end_without_protocol_features_is_kept_too(device: Device) {
+    let wants = Wants { protocol: None, ..device.wants() };
+    let mut machine = device.boot_with(device.launch(), &Ram::new(16 << 20), wants);
+    let mut ring = machine.start_queue().unwrap();
+    for _ in 0..5 {
+        machine.assert_serves(&mut ring);
+        machine.daemon.kill_worker();
+        machine.assert_serves(&mut ring);
+    }
+}
+
+fn k08_hundreds_of_memory_slots_are_handed_to_the_next_worker(device: Device) {
+    const SLOTS: u64 = 300;
+    const BYTES: u64 = 256 << 10;
+    let pieces: Vec<_> = (0..SLOTS).map(|nth| (RAM_BASE + nth * 2 * BYTES, BYTES)).collect();
+    let ram = Ram::with(&pieces, Backing::Sealed);
+    let wants = Wants { memory: Memory::Slots, ..device.wants() };
+    let mut machine = device.boot_with(device.launch(), &ram, wants);
+    for _ in 0..40 {
+        // Rings and buffers all over the place.
+        ram.take(BYTES / 2, 4096);
+    }
+    let mut ring = machine.start_queue().unwrap();
+    machine.assert_serves(&mut ring);
+    for _ in 0..3 {
+        machine.daemon.kill_worker();
+        let since = Instant::now();
+        machine.assert_serves(&mut ring);
+        println!("{device:?}: {SLOTS} slots: {:?}", since.elapsed());
+    }
+    // The worker has all of them: each can be taken away, once.
+    for region in ram.regions().iter().skip(200) {
+        machine.frontend.remove_region(region.table).unwrap();
+        assert!(machine.frontend.remove_region(region.table).unwrap_err().is_refusal());
+    }
+}
+
+fn k08_a_ring_whose_memory_was_taken_away_does_not_end_the_session(device: Device) {
+    const BYTES: u64 = 4 << 20;
+    let ram = Ram::with(&[(RAM_BASE, BYTES), (RAM_BASE + 2 * BYTES, BYTES)], Backing::Sealed);
+    let mut machine = device.boot_with(device.launch(), &ram, device.wants());
+    let ring = machine.start_queue().unwrap();
+    let holds = |region: &tests::guest::memory::Region| {
+        (region.table.guest_addr..region.table.guest_addr + BYTES).contains(&ring.layout().desc)
+    };
+    let region = ram.regions().iter().find(|region| holds(region)).unwrap();
+    machine.frontend.remove_region(region.table).unwrap();
+    assert!(ring.wait_broken());
+    machine.daemon.kill_worker();
+    machine.frontend.add_region(region.table, region.fd()).unwrap();
+    machine.frontend.ask_u64(Request::GetFeatures).unwrap();
+    machine.frontend.stop(device.queue).unwrap();
+    let mut ring = machine.frontend.start_new(device.queue, QUEUE_SIZE).unwrap();
+    machine.assert_serves(&mut ring);
+}
