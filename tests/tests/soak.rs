@@ -38,6 +38,11 @@ fn soak_rng_reconnected() {
 }
 
 #[test]
+fn soak_console_with_its_keeper() {
+    soak(Device::Console, Mode::Keeper);
+}
+
+#[test]
 fn soak_console_reconnected() {
     soak(Device::Console, Mode::Reconnect);
 }

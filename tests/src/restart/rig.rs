@@ -105,7 +105,9 @@ impl Rig {
     }
 
     /// Resources of the process that serves, and of its keeper.
-    pub fn counts(&self) -> Vec<Counts> {
+    pub fn counts(&mut self) -> Vec<Counts> {
+        // Notes that the worker has sent to its keeper are taken before the second message.
+        let _ = self.frontend.sync().and_then(|()| self.frontend.sync());
         match self.mode {
             Mode::Keeper => vec![self.daemon.counts(), self.daemon.keeper_counts()],
             Mode::Reconnect => vec![self.daemon.counts()],

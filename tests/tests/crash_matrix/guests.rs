@@ -194,7 +194,7 @@ crate::matrix! {
         k12_a_guest_that_starts_again_gets_nothing_stale, k20_without_descriptors_for_the_next_front_end,
         k21_clock_jumps_are_not_seen,
     ],
-    console Console reconnect: [
+    console Console: [
         k10_sigterm_under_load_leaves_the_rest_to_the_next, k11_killed_vmm_leaves_nothing_behind,
         k12_a_guest_that_starts_again_gets_nothing_stale, k20_without_descriptors_for_the_next_front_end,
         k21_clock_jumps_are_not_seen,

@@ -91,5 +91,5 @@ fn say(story: &mut Story, message: &str) -> Result<(), tests::frontend::Frontend
 crate::matrix! {
     blk Blk: [k08_killed_during_the_handshake, k08_killed_while_rings_stop_and_memory_changes],
     rng Rng: [k08_killed_during_the_handshake, k08_killed_while_rings_stop_and_memory_changes],
-    console Console reconnect: [k08_killed_during_the_handshake, k08_killed_while_rings_stop_and_memory_changes],
+    console Console: [k08_killed_during_the_handshake, k08_killed_while_rings_stop_and_memory_changes],
 }

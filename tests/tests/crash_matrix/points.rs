@@ -85,7 +85,7 @@ crate::matrix! {
         k04_killed_after_io_before_the_used_entry_bytes, k05_killed_after_the_used_entry_before_the_index,
         k06_killed_after_the_index_before_the_clear_or_the_call,
     ],
-    console Console reconnect: [
+    console Console: [
         k01_killed_after_pop_before_the_mark, k02_killed_after_the_mark_before_host_io,
         k04_killed_after_io_before_the_used_entry_streams, k05_killed_after_the_used_entry_before_the_index,
         k06_killed_after_the_index_before_the_clear_or_the_call,

@@ -124,5 +124,5 @@ fn serves(load: &mut OneByOne, cell: Cell) {
 crate::matrix! {
     blk Blk: [k09_three_deaths_by_one_request_and_no_more],
     rng Rng: [k09_three_deaths_by_one_request_and_no_more],
-    console Console reconnect: [k09_three_deaths_by_one_request_and_no_more],
+    console Console: [k09_three_deaths_by_one_request_and_no_more],
 }
