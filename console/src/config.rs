@@ -59,7 +59,8 @@ impl Program for Options {
         }
         if let Some(path) = self.connect {
             Connect::check(&path)?;
-            return Ok(Console::new(|| Connect::new(path), None));
+            let kept = kept.clone();
+            return Ok(Console::new(|| Connect::new(path, kept), None));
         }
         let stdio = Stdio::open(kept).map_err(|cause| {
             Failure::host(format!("--stdio: cannot use standard input and output: {cause}; leave both open"))

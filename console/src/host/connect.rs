@@ -3,7 +3,8 @@
 //! The story is told by a task of the worker: connect, serve, lose, wait, again. The pause between attempts doubles
 //! from [`FIRST_PAUSE`] to [`LONGEST_PAUSE`], and begins again after each connection. Nobody listening, now
 //! or yet, is no error: nobody reads then, as the port understands it. What the other side sent before it went
-//! still reaches the guest, before anything of the next connection.
+//! still reaches the guest, before anything of the next connection. A connection outlives the worker: the next one
+//! has it from the keeper.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use backends::device::Source;
 use backends::engine::Interest;
+use backends::kept::Kept;
 use backends::log::Gate;
 use backends::options::{SocketError, check_peer};
 use backends::task::TaskIo;
@@ -29,12 +31,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// However long nobody listens.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// Name under which the connection is kept.
+const KEPT_PEER: &str = "console.peer";
+
 /// The way to whoever listens there.
 pub struct Connect(Rc<Line>);
 
 /// What the task and the port share: both run in the same thread, one after the other.
 struct Line {
     path: PathBuf,
+    kept: Kept,
     state: RefCell<State>,
 }
 
@@ -54,9 +60,9 @@ impl Connect {
         check_peer("--connect", path)
     }
 
-    /// Connects to `path` as soon as its worker runs.
-    pub fn new(path: PathBuf) -> Connect {
-        Connect(Rc::new(Line { path, state: RefCell::default() }))
+    /// Connects to `path` as soon as its worker runs, unless the worker before was connected.
+    pub fn new(path: PathBuf, kept: Kept) -> Connect {
+        Connect(Rc::new(Line { path, kept, state: RefCell::default() }))
     }
 }
 
@@ -64,7 +70,7 @@ impl Line {
     async fn stay_connected(&self, io: &TaskIo<Infallible>) {
         let mut pause = FIRST_PAUSE;
         loop {
-            match open(&self.path) {
+            match self.kept.take(KEPT_PEER).map_or_else(|| open(&self.path), Ok) {
                 Ok(socket) => {
                     self.serve(io, Rc::new(socket)).await;
                     pause = FIRST_PAUSE;
@@ -79,12 +85,14 @@ impl Line {
     /// Until the other side has gone.
     async fn serve(&self, io: &TaskIo<Infallible>, socket: Rc<OwnedFd>) {
         let watch = io.watch(&socket, Interest::Both);
+        self.kept.keep(KEPT_PEER, socket.as_fd());
         self.state.borrow_mut().peer = Some(Channel::new(socket, Source(0)));
         self.tell(&"connected");
         // The first time at once: a new connection is writable.
         while watch.ready().await.is_ok() && self.refresh() {
             io.tell();
         }
+        self.kept.drop(KEPT_PEER);
         let mut state = self.state.borrow_mut();
         if let Some(gone) = state.peer.take() {
             state.left.keep(gone);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 
 use rustix::process::Signal;
 use tests::daemon::process::wait_gone;
@@ -50,6 +50,34 @@ fn a_client_stays_connected_and_the_next_one_finds_the_socket() {
     assert_eq!(console.receive(4, 64).unwrap(), b"next");
     assert_eq!(machine.daemon.terminate().code, Some(0));
     assert!(!path.exists());
+}
+
+#[test]
+fn a_connection_to_a_listener_stays() {
+    let launch = tests::daemon::Launch::new("outboard-console");
+    let path = launch.dir().join("peer.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let launch = launch.args(["--connect".to_owned(), path.display().to_string()]);
+    let mut machine = CONSOLE.boot_with(launch, &Ram::new(RAM_BYTES), CONSOLE.wants());
+    let mut console = guest(&mut machine);
+    assert!(wait::one_readable(&listener, wait::deadline()), "it does not connect");
+    let (mut peer, _) = listener.accept().unwrap();
+    // One who listens no more is connected still.
+    fs::remove_file(&path).unwrap();
+    peer.set_read_timeout(Some(wait::PATIENCE)).unwrap();
+    for end in ENDS.iter().cycle().take(6) {
+        end(&machine);
+        peer.write_all(b"from the host").unwrap();
+        assert_eq!(console.receive(13, 64).unwrap(), b"from the host");
+        console.send(b"from the guest").unwrap();
+        let mut got = [0; 14];
+        peer.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"from the guest");
+    }
+    drop(peer);
+    let listener = UnixListener::bind(&path).unwrap();
+    assert!(wait::one_readable(&listener, wait::deadline()), "it does not connect again");
+    assert_eq!(machine.daemon.terminate().code, Some(0));
 }
 
 #[test]
