@@ -15,7 +15,7 @@ fn metal(cmdline: &str) -> Run {
 }
 
 fn rng() -> Daemon {
-    Launch::new("outboard-rng").serve().unwrap()
+    Launch::new("outboard-rng").args(["--keeper", "off"]).serve().unwrap()
 }
 
 /// The guest went on to its own end.

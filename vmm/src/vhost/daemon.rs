@@ -21,7 +21,7 @@ use std::sync::Arc;
 use super::address::regions;
 use super::agreement::{Queue, Session, Wish, is_same};
 use super::frontend::{Frontend, FrontendError, InflightRegion, within};
-use super::link::{Link, Lost, RUN_DEADLINE};
+use super::link::{Link, Lost};
 use super::restore::{first_base, next_base};
 
 /// Why a wish was not fulfilled.
@@ -95,7 +95,7 @@ impl Daemon {
         let wished = |index: &u16, queue: &Arc<Queue>| is_in(&wish.queues, *index, queue);
         let gone: Vec<_> = self.queues.iter().filter(|(i, q)| !wished(i, q)).map(|(i, _)| *i).collect();
         for index in gone {
-            self.frontend.stop_ring(index, within(link.drain))?;
+            self.frontend.stop_ring(index, within(link.deadlines.drain))?;
             self.queues.remove(&index);
         }
         Ok(())
@@ -109,7 +109,7 @@ impl Daemon {
         link.errors.take();
         let Some(session) = &wish.session else { return Ok(()) };
         let ram = &link.ram;
-        self.frontend.begin(session.features, &regions(ram), ram.fd(), within(RUN_DEADLINE))?;
+        self.frontend.begin(session.features, &regions(ram), ram.fd(), within(link.deadlines.run))?;
         self.track(link, kept, session)
     }
 
@@ -119,11 +119,11 @@ impl Daemon {
         self.tracked = kept.inflight.is_some() && self.frontend.has_inflight();
         if !self.tracked {
             let (queues, size) = (link.contract.queues, link.contract.queue_size);
-            let region = self.frontend.get_inflight(queues, size, within(RUN_DEADLINE))?;
+            let region = self.frontend.get_inflight(queues, size, within(link.deadlines.run))?;
             kept.inflight = region.map(|region| (Arc::clone(session), region));
         }
         match &kept.inflight {
-            Some((_, region)) => self.frontend.set_inflight(region, within(RUN_DEADLINE)),
+            Some((_, region)) => self.frontend.set_inflight(region, within(link.deadlines.run)),
             None => Ok(()),
         }
     }
@@ -147,13 +147,13 @@ impl Daemon {
             // From the first message on there may be something to take back.
             self.queues.insert(*index, Arc::clone(queue));
             kept.begun.insert(*index, Arc::clone(queue));
-            let (error, deadline) = (link.errors.as_fd(), within(RUN_DEADLINE));
+            let (error, deadline) = (link.errors.as_fd(), within(link.deadlines.run));
             let started = self.frontend.start_ring(&queue.ring, queue.at, base, error, deadline);
             started.map_err(|error| judge(error, begun))?;
             again.extend(begun.then(|| Arc::clone(queue)));
         }
         if self.queues.len() > had {
-            self.frontend.fence(within(RUN_DEADLINE))?;
+            self.frontend.fence(within(link.deadlines.run))?;
         }
         Ok(again)
     }
@@ -167,7 +167,7 @@ impl Daemon {
     /// A write that the daemon refuses changes nothing.
     fn tell_writes(&mut self, link: &Link, wish: &Wish) -> Result<(), Trouble> {
         for write in &wish.writes {
-            let told = self.frontend.set_config(write.offset, &write.data, within(RUN_DEADLINE));
+            let told = self.frontend.set_config(write.offset, &write.data, within(link.deadlines.run));
             let taken = told.or_else(|error| if error.is_refusal() { Ok(false) } else { Err(error) })?;
             link.agreement.wrote(write, taken);
         }

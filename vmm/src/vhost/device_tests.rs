@@ -18,7 +18,7 @@ use crate::kvm::irq::IrqRouter;
 use crate::pci::common::F_VERSION_1;
 use crate::pci::testing::test_vm;
 use crate::vhost::address::{USER_BASE, regions};
-use crate::vhost::link::{DRAIN_DEADLINE, RUN_DEADLINE};
+use crate::vhost::link::{DEADLINES, Deadlines};
 use crate::vhost::testing::{Daemon, Fake, INFLIGHT_BYTES, PATIENCE, Twist, memfd};
 use crate::vhost::{DeviceSpec, connect_within};
 
@@ -27,6 +27,8 @@ const RUNNING: u8 = 0x0f;
 const NEEDS_RESET: u8 = 0x40;
 /// Where the first ring is; the second 16 KiB above it.
 const RINGS: u64 = 0x10_0000;
+/// For tests of what is mute.
+const IMPATIENT: Deadlines = Deadlines { run: Duration::from_secs(1), drain: Duration::from_secs(1) };
 /// A vCPU that waited for a daemon to be given up would have waited for longer.
 const MOMENT: Duration = Duration::from_millis(900);
 
@@ -41,11 +43,15 @@ struct Rig {
 }
 
 fn rig(fake: Fake, script: impl FnMut(&Request) -> Twist + Send + 'static) -> Rig {
-    rig_within(fake, DRAIN_DEADLINE, script)
+    rig_within(fake, DEADLINES, script)
 }
 
-/// With a device that has this long to drain.
-fn rig_within(fake: Fake, drain: Duration, script: impl FnMut(&Request) -> Twist + Send + 'static) -> Rig {
+/// With daemons that have this long for their answers.
+fn rig_within(
+    fake: Fake,
+    deadlines: Deadlines,
+    script: impl FnMut(&Request) -> Twist + Send + 'static,
+) -> Rig {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -57,7 +63,7 @@ fn rig_within(fake: Fake, drain: Duration, script: impl FnMut(&Request) -> Twist
         let accepted = scope.spawn(|| accept(&listener, fake, script));
         let vm = test_vm();
         let irq = Arc::new(IrqRouter::new(Arc::clone(&vm)));
-        (connect_within(&spec, &ram, &vm, &irq, drain).unwrap(), accepted.join().unwrap())
+        (connect_within(&spec, &ram, &vm, &irq, deadlines).unwrap(), accepted.join().unwrap())
     });
     device.place(0xc000_8000);
     daemon.requests();
@@ -298,7 +304,7 @@ fn m01_a_daemon_that_goes_mute_or_mad_keeps_no_vcpu_waiting_and_the_next_one_ser
     for code in [Code::SetMemTable, Code::SetVringKick, Code::GetVringBase] {
         for twist in TWISTS {
             let (switch, script) = switched(code, twist);
-            let rig = rig_within(Fake::blk(), RUN_DEADLINE, script);
+            let rig = rig_within(Fake::blk(), IMPATIENT, script);
             switch.store(true, Ordering::Relaxed);
             let start = Instant::now();
             rig.start_at(RINGS);
@@ -326,7 +332,7 @@ fn m01_a_daemon_that_goes_mute_or_mad_keeps_no_vcpu_waiting_and_the_next_one_ser
 fn m01_a_greeting_that_fails_is_tried_again() {
     for code in [Code::GetFeatures, Code::GetQueueNum] {
         for twist in TWISTS {
-            let rig = rig(Fake::blk(), |_| Twist::Regular);
+            let rig = rig_within(Fake::blk(), IMPATIENT, |_| Twist::Regular);
             rig.start();
             let twisted = move |request: &Request| {
                 if request.code() == code { twist() } else { Twist::Regular }
@@ -539,7 +545,7 @@ fn while_the_daemon_is_away_drivers_come_and_go_and_the_machine_resets() {
 fn a_machine_reset_waits_until_the_daemon_has_drained() {
     let slow = |request: &Request| {
         if request.code() == Code::GetVringBase {
-            std::thread::sleep(RUN_DEADLINE + RUN_DEADLINE / 5);
+            std::thread::sleep(MOMENT);
         }
         Twist::Regular
     };
@@ -547,7 +553,7 @@ fn a_machine_reset_waits_until_the_daemon_has_drained() {
     rig.start();
     let start = Instant::now();
     rig.device.reset();
-    assert!(start.elapsed() > RUN_DEADLINE * 2, "two queues");
+    assert!(start.elapsed() > MOMENT * 2, "two queues");
     assert_eq!(rig.device.link().returns, 0, "the daemon has the time");
     assert_eq!(rig.status(), 0);
     rig.start();
@@ -583,11 +589,11 @@ fn a_driver_reads_its_old_status_until_the_daemon_has_drained() {
 fn a_daemon_has_more_time_for_more_queues() {
     let slow = |request: &Request| {
         if request.code() == Code::SetVringKick {
-            std::thread::sleep(RUN_DEADLINE / 5);
+            std::thread::sleep(IMPATIENT.run / 5);
         }
         Twist::Regular
     };
-    let rig = rig(Fake { queues: 8, ..Fake::blk() }, slow);
+    let rig = rig_within(Fake { queues: 8, ..Fake::blk() }, IMPATIENT, slow);
     rig.start_queues(8, RINGS, F_VERSION_1);
     rig.settle(RUNNING);
     assert_eq!(rig.device.link().returns, 0);

@@ -13,10 +13,8 @@
 //! ([`super::restore`]). A queue that goes on is kicked once, and its driver interrupted once, for what was lost
 //! between them.
 //!
-//! A daemon that went is waited for without end. It has [`RUN_DEADLINE`] for what needs no more than its attention;
-//! to give a queue back it has [`DRAIN_DEADLINE`], since it must first come to the end of what the queue is waiting
-//! for. One that lies, or is mute, is hung up on, and called again later and later. All of this happens in this
-//! thread: no vCPU and no other device notices.
+//! A daemon that went is waited for without end. One that lies, or is mute for longer than [`DEADLINES`], is hung up
+//! on, and called again later and later. All of this happens in this thread: no vCPU and no other device notices.
 
 #![deny(
     clippy::unwrap_used,
@@ -37,17 +35,24 @@ use super::daemon::{Daemon, Kept, Trouble};
 use super::device::VhostBackend;
 use super::frontend::{Frontend, FrontendError, within};
 use super::restore::Contract;
+use super::socket;
 use super::spec::DeviceSpec;
-use super::{CONNECT_DEADLINE, socket};
 use crate::kvm::event::Event;
 use crate::memory::GuestRam;
 use crate::pci::virtio::VirtioPci;
 
-/// How long a daemon may take for an answer that takes it no time.
-pub const RUN_DEADLINE: Duration = Duration::from_secs(1);
-/// How long it may take until a queue is drained. An fdatasync of over a second is nothing unusual; the daemons of
-/// this project give up by themselves, and hang up, after 30 s.
-pub const DRAIN_DEADLINE: Duration = Duration::from_secs(35);
+/// How long a daemon may take for an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// One that needs no more than its attention; nobody waits for it.
+    pub run: Duration,
+    /// The one that a queue is drained.
+    pub drain: Duration,
+}
+
+/// Where no test has less time. An fdatasync of over a second is nothing unusual; the daemons of this project give up
+/// draining by themselves, and hang up, after 30 s.
+pub const DEADLINES: Deadlines = Deadlines { run: Duration::from_secs(5), drain: Duration::from_secs(35) };
 /// How often a socket is looked for on which nobody listens, in the first [`SOON`] and after it.
 const LOOK: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(15)];
 /// How long a daemon may be away and be expected any moment.
@@ -85,8 +90,8 @@ pub struct Link {
     pub function: Weak<VirtioPci<VhostBackend>>,
     /// What daemons raise when they find a ring broken.
     pub errors: Event,
-    /// [`DRAIN_DEADLINE`], unless a test has less time.
-    pub drain: Duration,
+    /// [`DEADLINES`], unless a test has less time.
+    pub deadlines: Deadlines,
 }
 
 impl Link {
@@ -183,7 +188,7 @@ impl Link {
 
     /// Connects, and sees whether what answers is the daemon of this device.
     fn call(&self) -> Result<Frontend, Lost> {
-        let deadline = within(CONNECT_DEADLINE);
+        let deadline = within(self.deadlines.run);
         let stream = socket::connect(&self.spec, deadline).map_err(Lost::Socket)?;
         let mut frontend = Frontend::new(stream).map_err(FrontendError::Lost)?;
         let offer = frontend.greet(self.spec.kind, deadline)?;

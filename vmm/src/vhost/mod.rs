@@ -44,7 +44,7 @@ use self::agreement::Agreement;
 use self::device::VhostBackend;
 use self::frontend::{Frontend, FrontendError, within};
 use self::kind::{Offer, QueueCount};
-use self::link::{DRAIN_DEADLINE, Link};
+use self::link::{DEADLINES, Deadlines, Link};
 use self::restore::Contract;
 use crate::kvm::event::Event;
 use crate::kvm::irq::IrqRouter;
@@ -156,18 +156,18 @@ pub fn connect(
     vm: &Arc<VmFd>,
     irq: &Arc<IrqRouter>,
 ) -> Result<Arc<VhostPciDevice>, Error> {
-    connect_within(spec, ram, vm, irq, DRAIN_DEADLINE)
+    connect_within(spec, ram, vm, irq, DEADLINES)
 }
 
-/// As [`connect`], with a daemon that may take this long to drain a queue.
+/// As [`connect`], with a daemon that may take this long later on.
 fn connect_within(
     spec: &DeviceSpec,
     ram: &Arc<GuestRam>,
     vm: &Arc<VmFd>,
     irq: &Arc<IrqRouter>,
-    drain: Duration,
+    deadlines: Deadlines,
 ) -> Result<Arc<VhostPciDevice>, Error> {
-    let device = attach(spec, ram, vm, irq, drain);
+    let device = attach(spec, ram, vm, irq, deadlines);
     device.map(Arc::new).map_err(|problem| Error { kind: spec.kind, socket: spec.socket.clone(), problem })
 }
 
@@ -176,7 +176,7 @@ fn attach(
     ram: &Arc<GuestRam>,
     vm: &Arc<VmFd>,
     irq: &Arc<IrqRouter>,
-    drain: Duration,
+    deadlines: Deadlines,
 ) -> Result<VhostPciDevice, Problem> {
     let deadline = within(CONNECT_DEADLINE);
     let stream = socket::connect(spec, deadline).map_err(Problem::Socket)?;
@@ -213,7 +213,7 @@ fn attach(
         agreement,
         function: Arc::downgrade(&function),
         errors: Event::new().map_err(FunctionError::Event)?,
-        drain,
+        deadlines,
     };
     VhostPciDevice::start(function, link, frontend).map_err(Problem::Thread)
 }
