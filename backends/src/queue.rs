@@ -153,8 +153,10 @@ pub struct Queue {
     memory: Arc<Memory>,
     setup: QueueSetup,
     limits: Limits,
-    /// By head or buffer id: in flight.
+    /// By head or buffer id: the driver has not got it back.
     busy: Box<[bool]>,
+    /// Ids whose used elements are filled and not published.
+    filled: Vec<u16>,
     in_flight: u16,
     /// Buffers of requests in flight.
     segments: usize,
@@ -210,6 +212,7 @@ impl Queue {
             memory,
             setup,
             busy: vec![false; usize::from(size)].into_boxed_slice(),
+            filled: Vec::with_capacity(usize::from(size)),
             in_flight: 0,
             segments: 0,
             saturated: false,
@@ -369,9 +372,6 @@ impl Queue {
     #[inline]
     fn release(&mut self, flight: &mut Flight) {
         flight.out = false;
-        if let Some(busy) = self.busy.get_mut(usize::from(flight.taken.id)) {
-            *busy = false;
-        }
         self.in_flight = self.in_flight.saturating_sub(1);
         self.segments = self.segments.saturating_sub(flight.segments);
         // What was left in the ring for want of room can go on.
@@ -398,21 +398,27 @@ impl Queue {
     #[inline]
     fn fill_used(&mut self, taken: Taken, written_bytes: u32) {
         self.ring.push_used(taken, written_bytes);
+        self.filled.push(taken.id);
         failpoint::reach("ring.element_written");
-        if let Some(tracker) = &mut self.tracker {
-            tracker.used(taken);
-        }
     }
 
     /// Shows the driver what was filled. `true`: it wants an interrupt for it.
     #[inline]
     fn publish(&mut self) -> bool {
-        let Some(tracker) = &mut self.tracker else { return self.ring.publish() };
-        tracker.announce(&self.ring);
+        if let Some(tracker) = &mut self.tracker {
+            tracker.announce(&self.ring, &self.filled);
+        }
         let interrupt = self.ring.publish();
         failpoint::reach("ring.published");
-        tracker.settle(&self.ring);
+        if let Some(tracker) = &mut self.tracker {
+            tracker.settle(&self.ring, &self.filled);
+        }
         failpoint::reach("queue.cleared");
+        for id in self.filled.drain(..) {
+            if let Some(busy) = self.busy.get_mut(usize::from(id)) {
+                *busy = false;
+            }
+        }
         interrupt
     }
 
@@ -450,7 +456,7 @@ impl Queue {
 
     /// Goes on where a worker before us ended, if somebody kept what it had in flight. Called once, when nobody else
     /// serves the ring any more. A region that makes no sense breaks the ring.
-    pub(crate) fn recover(&mut self) {
+    pub fn recover(&mut self) {
         let Some(part) = &self.setup.inflight else { return };
         match part.recover(&mut self.ring) {
             Ok(Recovered { tracker, replays, poisoned }) => {

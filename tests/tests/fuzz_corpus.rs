@@ -61,6 +61,11 @@ fn packed() {
 }
 
 #[test]
+fn inflight() {
+    replay("inflight");
+}
+
+#[test]
 fn the_corpora_have_every_seed_and_stay_small() {
     let (mut files, mut bytes) = (0, 0);
     for (target, _) in TARGETS {

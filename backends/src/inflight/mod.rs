@@ -100,7 +100,7 @@ impl Part {
             Ring::Split(ring) => {
                 let (size, used) = (ring.size(), ring.reload());
                 let bytes = self.snapshot(split::HEADER_BYTES, split::ENTRY_BYTES);
-                let state = split::read(&bytes, size, used)?;
+                let state = split::read(&bytes, size, used, ring.outstanding())?;
                 let marks = split::Marks::new(self.area.clone(), size, used, state.as_ref());
                 let heads = state.as_ref().map(|state| state.heads.as_slice()).unwrap_or_default();
                 if state.is_some() {
@@ -179,31 +179,22 @@ impl Tracker {
         }
     }
 
-    /// A used element was filled for it.
+    /// The ring is about to be published, with used elements for these heads or ids.
     #[inline]
-    pub(crate) fn used(&mut self, taken: Taken) {
-        match self {
-            Tracker::Split(marks) => marks.used(taken.id),
-            Tracker::Packed(marks) => marks.used(taken.id),
-        }
-    }
-
-    /// The ring is about to be published.
-    #[inline]
-    pub(crate) fn announce(&mut self, ring: &Ring) {
+    pub(crate) fn announce(&mut self, ring: &Ring, used: &[u16]) {
         match (self, ring) {
-            (Tracker::Split(marks), _) => marks.announce(),
-            (Tracker::Packed(marks), Ring::Packed(ring)) => marks.announce(ring.used_place()),
+            (Tracker::Split(marks), _) => marks.announce(used),
+            (Tracker::Packed(marks), Ring::Packed(ring)) => marks.announce(ring.used_place(), used),
             (Tracker::Packed(_), Ring::Split(_)) => {}
         }
     }
 
     /// The ring was published.
     #[inline]
-    pub(crate) fn settle(&mut self, ring: &Ring) {
+    pub(crate) fn settle(&mut self, ring: &Ring, used: &[u16]) {
         match (self, ring) {
-            (Tracker::Split(marks), Ring::Split(ring)) => marks.settle(ring.used_index()),
-            (Tracker::Packed(marks), _) => marks.settle(),
+            (Tracker::Split(marks), Ring::Split(ring)) => marks.settle(ring.used_index(), used),
+            (Tracker::Packed(marks), _) => marks.settle(used),
             (Tracker::Split(_), Ring::Packed(_)) => {}
         }
     }

@@ -198,8 +198,6 @@ pub(crate) struct Marks {
     chains: Box<[Held]>,
     /// First free entry after the chain that was read and is not marked.
     after: u16,
-    /// Ids given back and not published yet.
-    batch: Vec<u16>,
 }
 
 /// Entries of a chain.
@@ -231,7 +229,6 @@ impl Marks {
             next: state.next.into_boxed_slice(),
             chains: vec![Held::default(); usize::from(size)].into_boxed_slice(),
             after: state.free,
-            batch: Vec::with_capacity(usize::from(size)),
         };
         if known {
             marks.store_free(marks.free);
@@ -308,16 +305,11 @@ impl Marks {
         self.store_free(self.free);
     }
 
-    #[inline]
-    pub(super) fn used(&mut self, id: u16) {
-        self.batch.push(id);
-    }
-
     /// Gives back the entries of the batch; `used` is where the ring is after it. The ring is published after this.
     #[inline]
-    pub(super) fn announce(&mut self, used: Place) {
+    pub(super) fn announce(&mut self, used: Place, batch: &[u16]) {
         let (old_free, old_used) = (self.free, std::mem::replace(&mut self.used, used));
-        for id in &self.batch {
+        for id in batch {
             let Some(held) = self.chains.get(usize::from(*id)) else { continue };
             if let Some(next) = self.next.get_mut(usize::from(held.last)) {
                 *next = self.free;
@@ -331,9 +323,9 @@ impl Marks {
 
     /// The ring was published: nothing of the batch is in flight any more.
     #[inline]
-    pub(super) fn settle(&mut self) {
-        for id in self.batch.drain(..) {
-            if let Some(held) = self.chains.get(usize::from(id)) {
+    pub(super) fn settle(&mut self, batch: &[u16]) {
+        for id in batch {
+            if let Some(held) = self.chains.get(usize::from(*id)) {
                 self.part.put_u8(entry(held.first), 0);
             }
         }

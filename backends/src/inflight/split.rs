@@ -15,8 +15,9 @@
 //! (the one store that decides), the marks are cleared, and `used_idx` follows. So a difference between `used_idx` and
 //! the used ring's index says how many heads of the list were published though they are still marked.
 //!
-//! In: the bytes of a part, and the ring's used index. Out: which heads are to be served again, in their order.
-//! Refuses, as [`Corrupt`]: a difference or a list that cannot have come from this ring.
+//! In: the bytes of a part, and the ring's indices. Out: which heads are to be served again, in their order.
+//! Refuses, as [`Corrupt`]: a difference or a list that cannot have come from this ring, and more marks than the driver
+//! has made available.
 
 use super::{Bytes, Corrupt, HEADER, Marked, VERSION};
 use crate::memory::Area;
@@ -39,8 +40,9 @@ pub(super) struct State {
     pub(super) stale: Vec<u16>,
 }
 
-/// Reads a part; `used` is the index of the used ring. `None` when nothing is known of the ring.
-pub(super) fn read(part: &[u8], size: u16, used: u16) -> Result<Option<State>, Corrupt> {
+/// Reads a part; `used` is the index of the used ring, and the driver's is `outstanding` ahead of it. `None` when
+/// nothing is known of the ring.
+pub(super) fn read(part: &[u8], size: u16, used: u16, outstanding: u16) -> Result<Option<State>, Corrupt> {
     let bytes = Bytes(part);
     let marked = bytes.marked(size, HEADER_BYTES, ENTRY_BYTES)?;
     let Some(Marked { entries, heads: mut marked }) = marked else { return Ok(None) };
@@ -52,6 +54,9 @@ pub(super) fn read(part: &[u8], size: u16, used: u16) -> Result<Option<State>, C
     marked.retain(|head| !stale.contains(head));
     if let Some(head) = marked.iter().find(|head| **head >= size) {
         return Err(Corrupt::Entry(*head));
+    }
+    if marked.len() > usize::from(outstanding) {
+        return Err(Corrupt::UsedIndex);
     }
     let counter = |head: &u16| bytes.u64(entry(*head).wrapping_add(COUNTER));
     let mut heads: Vec<_> = marked.iter().map(|head| (counter(head), *head)).collect();
@@ -90,27 +95,24 @@ pub(crate) struct Marks {
     part: Area,
     counter: u64,
     last: u16,
-    /// Heads given back and not published yet.
-    batch: Vec<u16>,
 }
 
 impl Marks {
     /// Goes on from `state`, or begins; `used` is the index of the used ring. Each store leaves a part that
     /// [`read`] takes for the same.
     pub(super) fn new(part: Area, size: u16, used: u16, state: Option<&State>) -> Marks {
-        match state {
-            // Marks that nobody vouches for.
-            None => (0..size).for_each(|head| part.put_u64(entry(head), 0)),
-            Some(state) => state.stale.iter().for_each(|head| part.put_u8(entry(*head), 0)),
-        }
+        let stale = state.map(|state| state.stale.as_slice()).unwrap_or_default();
+        stale.iter().for_each(|head| part.put_u8(entry(*head), 0));
         let heads = state.map(|state| state.heads.as_slice()).unwrap_or_default();
         if heads.is_empty() {
+            // Nothing is marked now, or nobody vouches for it. The ring may be longer than the one before.
+            (0..size).for_each(|head| part.put_u64(entry(head), 0));
             part.put_u64(VERSION, HEADER | u64::from(size) << 16 | u64::from(used) << 48);
         } else {
             part.put_u16(USED_IDX, used);
         }
         let counter = heads.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
-        Marks { part, counter, last: 0, batch: Vec::with_capacity(usize::from(size)) }
+        Marks { part, counter, last: 0 }
     }
 
     #[inline]
@@ -121,15 +123,10 @@ impl Marks {
         self.counter = self.counter.wrapping_add(1);
     }
 
-    #[inline]
-    pub(super) fn used(&mut self, head: u16) {
-        self.batch.push(head);
-    }
-
     /// Links the batch; the used index is published after this.
     #[inline]
-    pub(super) fn announce(&mut self) {
-        for head in &self.batch {
+    pub(super) fn announce(&mut self, batch: &[u16]) {
+        for head in batch {
             self.part.put_u16(entry(*head).wrapping_add(NEXT), self.last);
             self.last = *head;
         }
@@ -138,9 +135,9 @@ impl Marks {
 
     /// The used index was published as `used`: nothing of the batch is in flight any more.
     #[inline]
-    pub(super) fn settle(&mut self, used: u16) {
-        for head in self.batch.drain(..) {
-            self.part.put_u8(entry(head), 0);
+    pub(super) fn settle(&mut self, used: u16, batch: &[u16]) {
+        for head in batch {
+            self.part.put_u8(entry(*head), 0);
         }
         self.part.put_u16(USED_IDX, used);
     }

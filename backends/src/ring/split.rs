@@ -99,6 +99,12 @@ impl SplitRing {
         self.next_used
     }
 
+    /// How far the driver's index is ahead of what was used.
+    pub(crate) fn outstanding(&self) -> u16 {
+        let index = self.available.load_u16(IDX, Ordering::Acquire).unwrap_or(self.next_used);
+        index.wrapping_sub(self.next_used)
+    }
+
     /// Goes on at another available entry.
     pub(crate) fn resume(&mut self, base: u16) {
         (self.next_avail, self.seen_avail) = (base, base);

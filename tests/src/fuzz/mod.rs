@@ -6,12 +6,15 @@
 //! memory         tables, regions added and removed, ranges looked up
 //! split, packed  a driver's writes to a ring of its own, chains taken and given back
 //! play           what the two rings have in common; walk, shadow: what must come of it, found another way
+//! inflight       any content of an in-flight region, under any ring
 //! seeds          an input for each message and each hostile case, to begin from
 //! ```
 //! In: any bytes. Out: nothing, or a panic that says which promise was broken. Each body compares the code under
 //! test with a slower one that shares nothing with it, and ends by asking for something well formed, which must be
 //! done.
 
+pub mod inflight;
+mod inflight_seeds;
 pub mod memory;
 pub mod packed;
 mod play;
@@ -25,11 +28,12 @@ mod walk;
 pub type Body = fn(&[u8]);
 
 /// Each target by its name.
-pub const TARGETS: [(&str, Body); 4] = [
+pub const TARGETS: [(&str, Body); 5] = [
     ("session", session::session),
     ("memory", memory::memory),
     ("split", split::split),
     ("packed", packed::packed),
+    ("inflight", inflight::inflight),
 ];
 
 /// What is left of an input; past its end there are zeros.

@@ -97,6 +97,9 @@ struct Play<F> {
     log: std::fs::File,
     dirty: [u8; LOG_BYTES],
     flight: Vec<(Request, Owed)>,
+    /// Ids that the driver has not got back, and those of them whose used elements wait to be published.
+    owned: Vec<u16>,
+    filled: Vec<u16>,
     /// Oldest first: id, entries, and the length once it is known.
     order: VecDeque<(u16, u16, Option<u32>)>,
     /// Number of the oldest in `order`.
@@ -155,6 +158,8 @@ impl<F: Format> Play<F> {
             log,
             dirty: [0; LOG_BYTES],
             flight: Vec::new(),
+            owned: Vec::new(),
+            filled: Vec::new(),
             order: VecDeque::new(),
             oldest: 0,
             taken: 0,
@@ -226,10 +231,11 @@ impl<F: Format> Play<F> {
                 }
             };
             // Once more what is in flight already.
-            self.broken = self.flight.iter().any(|(_, owed)| owed.id == id);
+            self.broken = self.owned.contains(&id);
             if self.broken {
                 return None;
             }
+            self.owned.push(id);
             let number = self.taken;
             self.taken += 1;
             self.order.push_back((id, slots, None));
@@ -285,13 +291,13 @@ impl<F: Format> Play<F> {
             *length = Some(written);
         }
         if !self.terms.in_order {
-            self.format.push(&mut self.shadow, owed.id, owed.slots, written);
+            self.push(owed.id, owed.slots, written);
         }
         while let Some((id, slots, Some(written))) = self.order.front().copied() {
             self.order.pop_front();
             self.oldest += 1;
             if self.terms.in_order {
-                self.format.push(&mut self.shadow, id, slots, written);
+                self.push(id, slots, written);
             }
         }
         if self.batch >= MAX_BATCH {
@@ -299,10 +305,18 @@ impl<F: Format> Play<F> {
         }
     }
 
+    fn push(&mut self, id: u16, slots: u16, written: u32) {
+        self.format.push(&mut self.shadow, id, slots, written);
+        self.filled.push(id);
+    }
+
     fn published(&mut self) {
-        if std::mem::take(&mut self.batch) > 0 && !self.broken && self.format.publish(&mut self.shadow) {
-            self.interrupts += 1;
+        if std::mem::take(&mut self.batch) == 0 || self.broken {
+            return;
         }
+        self.interrupts += u64::from(self.format.publish(&mut self.shadow));
+        let filled = std::mem::take(&mut self.filled);
+        self.owned.retain(|id| !filled.contains(id));
     }
 
     fn flush(&mut self) {

@@ -15,6 +15,7 @@ pub fn seeds(target: &str) -> Vec<Seed> {
         "memory" => named(&MEMORY),
         "split" => named(&SPLIT),
         "packed" => named(&PACKED),
+        "inflight" => super::inflight_seeds::seeds(),
         _ => Vec::new(),
     }
 }
