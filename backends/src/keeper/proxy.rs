@@ -34,6 +34,8 @@ pub(super) struct FrontEnd {
     record: Record,
     /// What the keeper negotiated for itself with the worker at hand.
     own: ProtocolFeatures,
+    /// The in-flight region is the keeper's: a ring that the front-end stops is drained.
+    drains: bool,
     pending: Option<Pending>,
 }
 
@@ -77,7 +79,8 @@ impl With<'_> {
 impl FrontEnd {
     /// A front-end that has said nothing yet.
     pub(super) fn new(connection: Connection) -> FrontEnd {
-        FrontEnd { connection, record: Record::new(), own: ProtocolFeatures::empty(), pending: None }
+        let (record, own) = (Record::new(), ProtocolFeatures::empty());
+        FrontEnd { connection, record, own, drains: false, pending: None }
     }
 
     /// Its socket.
@@ -117,7 +120,7 @@ impl FrontEnd {
         }
         self.own = OWN.intersection(offered);
         // The message after which acks are given is given none.
-        let negotiated = self.record.protocol.union(self.own);
+        let negotiated = self.negotiated();
         with.worker.tell(&Request::SetProtocolFeatures(negotiated.bits()), false, &[])?;
         for (request, fds) in self.record.replay() {
             let accepted = with.accepted(&request, &fds)?;
@@ -162,6 +165,12 @@ impl FrontEnd {
             (false, true) => Err(Stop::FrontEnd(why)),
             (false, false) => Ok(()),
         }
+    }
+
+    /// What the worker is told to be negotiated: what both sides want, and what the keeper needs.
+    fn negotiated(&self) -> ProtocolFeatures {
+        let both = self.record.protocol.union(self.own);
+        if self.drains { both.difference(ProtocolFeatures::GET_VRING_BASE_INFLIGHT) } else { both }
     }
 
     fn wants_ack(&self, header: Header) -> bool {
@@ -223,6 +232,9 @@ impl FrontEnd {
         if !self.own.contains(ProtocolFeatures::INFLIGHT_SHMFD | ProtocolFeatures::MQ) {
             return Ok(());
         }
+        // Only who has the region can leave requests in it.
+        self.drains = true;
+        with.ask(&Request::SetProtocolFeatures(self.negotiated().bits()), true, &[])?;
         let queues = u16::try_from(with.value(&Request::GetQueueNum)?).unwrap_or(u16::MAX);
         let wanted = Inflight { queues, queue_size: MAX_QUEUE_SIZE, ..Inflight::default() };
         let frame = with.ask(&Request::GetInflightFd(wanted), false, &[])?;

@@ -236,9 +236,10 @@ impl Session {
         if !packed && base > u32::from(u16::MAX) {
             return Err(Refusal::Base(base));
         }
-        let known = ring.base.replace(base).is_some();
+        ring.base = Some(base);
+        let told = std::mem::replace(&mut ring.told, true);
         // What was suspended is still in flight.
-        if known && !self.suspends() {
+        if told && !self.suspends() {
             host.forget_inflight(Some((queue_number(index)?, packed)));
         }
         Ok(None)
@@ -251,7 +252,7 @@ impl Session {
         }
         let fd = fd.ok_or(Refusal::Device(Code::SetInflightFd))?;
         host.set_inflight(shape, fd, self.features & F_RING_PACKED != 0)?;
-        self.rings.iter_mut().for_each(|ring| ring.base = None);
+        self.rings.iter_mut().for_each(|ring| ring.told = false);
         Ok(None)
     }
 
@@ -300,7 +301,7 @@ impl Session {
             ring.base = Some(host.stop_ring(queue_number(index)?, how)?);
             ring.state = RingState::Stopped;
         }
-        ring.kick = None;
+        (ring.kick, ring.told) = (None, true);
         let base = ring.base.unwrap_or(Virtqueue::first_base(packed));
         Ok(Some(Reply::VringState { index, base }))
     }

@@ -22,6 +22,8 @@ pub(super) struct Ring {
     pub(super) addr: Option<VringAddr>,
     /// Where to go on; until it is known the ring begins.
     pub(super) base: Option<u32>,
+    /// The front-end has said where it is, or was told, since an in-flight region was set that says so, too.
+    pub(super) told: bool,
     pub(super) kick: Option<Arc<OwnedFd>>,
     pub(super) call: Signal,
     pub(super) error: Signal,

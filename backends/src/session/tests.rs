@@ -621,3 +621,17 @@ fn a_ring_is_suspended_only_where_requests_in_flight_are_tracked() {
         assert_eq!(kept, how == Stop::Suspend, "what is suspended is still in flight");
     }
 }
+
+#[test]
+fn a_region_that_says_nothing_leaves_a_base_that_was_said_before_it() {
+    let mut t = table();
+    t.negotiate();
+    t.say(memory()).unwrap();
+    for request in ring_messages(0) {
+        if request.code() == Code::SetVringKick {
+            t.say(Request::SetInflightFd(shape(2))).unwrap();
+        }
+        t.say(request).unwrap();
+    }
+    assert_eq!((t.host.running[&0].base, t.host.forgotten.len()), (100, 0));
+}
