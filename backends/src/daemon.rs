@@ -114,7 +114,7 @@ pub fn main<P: Program>() -> ExitCode {
         Place::new(&line.common).and_then(|place| Err(become_keeper(&place)))
     } else {
         if line.common.worker.is_some() {
-            role::set_name(P::NAME);
+            crate::sys::set_name(P::NAME);
         }
         run(line)
     };

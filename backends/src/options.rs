@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::cpus::CpuList;
 use crate::engine::EngineKind;
-use crate::keeper::channel::Channel;
+use crate::kept::channel::Channel;
 use crate::server::Endpoint;
 
 /// Longest path of a unix socket (`sun_path` less its closing zero).
@@ -204,7 +204,8 @@ fn somebody_listens(path: &Path) -> bool {
     }
 }
 
-fn from_fd(fd: RawFd) -> Result<Endpoint, SocketError> {
+/// A socket that was handed over.
+pub(crate) fn from_fd(fd: RawFd) -> Result<Endpoint, SocketError> {
     let failed = |cause: io::Error| SocketError::Fd { fd, cause };
     let fd = crate::sys::adopt_fd(fd).map_err(|errno| failed(errno.into()))?;
     let listening = rustix::net::sockopt::socket_acceptconn(&fd).map_err(|errno| failed(errno.into()))?;

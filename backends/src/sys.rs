@@ -124,6 +124,13 @@ pub fn peer_is_gone(fd: BorrowedFd<'_>) -> bool {
     peer.is_some_and(|peer| test_kill_process(peer) == Err(Errno::SRCH))
 }
 
+/// What `ps` and `top` call this process: it was executed by a path without a name.
+pub(crate) fn set_name(name: &str) {
+    if let Ok(name) = std::ffi::CString::new(name) {
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
 /// Pieces in which code comes back after [`drop_clean_pages`].
 const PIECE_BYTES: usize = 64 << 10;
 

@@ -23,7 +23,6 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
 )]
 
-pub mod channel;
 mod pace;
 mod proxy;
 mod record;
@@ -85,13 +84,6 @@ enum Door {
     Single,
 }
 
-/// One a class of log lines that others can cause.
-#[derive(Debug, Default)]
-struct Gates {
-    front_ends: Gate,
-    workers: Gate,
-}
-
 /// One daemon's keeper.
 #[derive(Debug)]
 struct Keeper {
@@ -109,7 +101,9 @@ struct Keeper {
     front_end: Option<FrontEnd>,
     sessions: u32,
     kept: BTreeMap<String, Vec<OwnedFd>>,
-    gates: Gates,
+    /// One a class of log lines that others can cause.
+    front_end_lines: Gate,
+    worker_lines: Gate,
     /// Something was done since memory was last given back.
     stirred: bool,
     /// The socket we bound, removed with the keeper.
@@ -250,7 +244,7 @@ impl Keeper {
         let gifts = worker.notes().unwrap_or_else(|_| worker.gifts());
         self.keep(gifts);
         let (pid, status) = (worker.pid(), status?);
-        if let Some(left_out) = self.gates.workers.pass(Instant::now()) {
+        if let Some(left_out) = self.worker_lines.pass(Instant::now()) {
             self.say(&format!(
                 "Worker {pid} ended ({status}), another one goes on: {why} (left_out={left_out})"
             ));
@@ -270,7 +264,7 @@ impl Keeper {
         if let Some(worker) = &mut self.worker {
             worker.finish();
         }
-        if let Some(left_out) = self.gates.front_ends.pass(Instant::now()) {
+        if let Some(left_out) = self.front_end_lines.pass(Instant::now()) {
             self.say(&format!("Front-end gone: {why} (left_out={left_out})"));
         }
         if matches!(self.door, Some(Door::Single)) { Err(Stop::Asked) } else { Ok(()) }

@@ -56,7 +56,7 @@ pub(super) struct With<'a> {
 }
 
 impl With<'_> {
-    fn ask(&mut self, request: &Request, need_reply: bool, fds: &[&OwnedFd]) -> Result<Frame, Stop> {
+    fn ask(&mut self, request: &Request, need_reply: bool, fds: &[OwnedFd]) -> Result<Frame, Stop> {
         self.worker.ask(request, need_reply, fds, self.signals)
     }
 
@@ -70,7 +70,7 @@ impl With<'_> {
     }
 
     /// Says something, and whether it was accepted.
-    fn accepted(&mut self, request: &Request, fds: &[&OwnedFd]) -> Result<bool, Stop> {
+    fn accepted(&mut self, request: &Request, fds: &[OwnedFd]) -> Result<bool, Stop> {
         let frame = self.ask(request, !request.code().rule().answered, fds)?;
         Ok(Reply::decode(request.code(), &frame.payload) == Some(Reply::U64(0)))
     }
@@ -123,7 +123,7 @@ impl FrontEnd {
         let negotiated = self.negotiated();
         with.worker.tell(&Request::SetProtocolFeatures(negotiated.bits()), false, &[])?;
         for (request, fds) in self.record.replay() {
-            let accepted = with.accepted(&request, &fds)?;
+            let accepted = with.accepted(request, fds)?;
             // A ring whose memory was taken away did not run before either.
             if !accepted && request.code() != Code::SetVringKick {
                 return cannot(format!("{:?} again", request.code()));
@@ -187,14 +187,13 @@ impl FrontEnd {
         }
         let Some(Pending { header, request, fds, .. }) = &self.pending else { return Ok(()) };
         let (wants_ack, answered) = (self.wants_ack(*header), request.code().rule().answered);
-        let fds: Vec<&OwnedFd> = fds.iter().collect();
         let frame = match request {
             Request::SetProtocolFeatures(bits) => {
                 let both = ProtocolFeatures::from_bits_retain(*bits).union(self.own);
                 with.ask(&Request::SetProtocolFeatures(both.bits()), true, &[])?
             }
             // A value of 1 could not be told from a refusal, so that is asked for only where the front-end does.
-            request => with.ask(request, !answered || wants_ack, &fds)?,
+            request => with.ask(request, !answered || wants_ack, fds)?,
         };
         self.settle(frame, answered, wants_ack)
     }
@@ -244,7 +243,7 @@ impl FrontEnd {
             return Err(Stop::Worker("it gives no region for what is in flight".into()));
         };
         let request = Request::SetInflightFd(given);
-        if with.accepted(&request, &[&fd])? {
+        if with.accepted(&request, std::slice::from_ref(&fd))? {
             self.record.accept(request, vec![fd], None);
         }
         Ok(())

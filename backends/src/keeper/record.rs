@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use crate::notify::Signal;
-use crate::proto::code::MAX_TABLE_REGIONS;
 use crate::proto::{MemoryRegion, ProtocolFeatures, Reply, Request};
 
 /// A message that was accepted, and its descriptors.
@@ -133,26 +132,8 @@ impl Record {
     }
 
     /// The messages of a replay, in order.
-    pub(super) fn replay(&self) -> Vec<(Request, Vec<&OwnedFd>)> {
-        let mut messages: Vec<(Request, Vec<&OwnedFd>)> = Vec::new();
-        for (slot, said) in &self.said {
-            let mut fds: Vec<&OwnedFd> = said.fds.iter().collect();
-            match (slot, &said.request, messages.last_mut()) {
-                (
-                    Slot::Region(_),
-                    Request::AddMemReg(region),
-                    Some((Request::SetMemTable(table), table_fds)),
-                ) if table.len() < MAX_TABLE_REGIONS => {
-                    table.push(*region);
-                    table_fds.append(&mut fds);
-                }
-                (Slot::Region(first), Request::AddMemReg(region), _) if self.is_first_region(*first) => {
-                    messages.push((Request::SetMemTable(vec![*region]), fds));
-                }
-                _ => messages.push((said.request.clone(), fds)),
-            }
-        }
-        messages
+    pub(super) fn replay(&self) -> impl Iterator<Item = (&Request, &[OwnedFd])> {
+        self.said.values().map(|said| (&said.request, said.fds.as_slice()))
     }
 
     /// Raises the kick of every ring, as its driver may have done for nobody.
@@ -169,15 +150,11 @@ impl Record {
     }
 
     fn set_memory(&mut self, regions: &[MemoryRegion], fds: Vec<OwnedFd>) {
+        // Region by region, as they are added and removed.
         self.said.retain(|slot, _| !matches!(slot, Slot::Region(_)));
         for (region, fd) in regions.iter().zip(fds) {
             self.put(Request::AddMemReg(*region), vec![fd]);
         }
-    }
-
-    fn is_first_region(&self, guest_addr: u64) -> bool {
-        let first = self.said.range(Slot::Region(0)..).next();
-        first.is_some_and(|(slot, _)| *slot == Slot::Region(guest_addr))
     }
 
     /// Only a ring that was spoken of: the answer about another one is a refusal.

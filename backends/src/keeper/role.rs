@@ -4,12 +4,12 @@
 //! that has parsed no options and started no threads. What it needs to know goes before the daemon's own arguments:
 //!
 //! ```text
-//! outboard-X --as-keeper KIND VALUE EXECUTABLE ARGUMENT...       KIND VALUE: path P | listening FD | connected FD
+//! outboard-X --as-keeper KIND VALUE EXECUTABLE ARGUMENT...       KIND VALUE: path P | fd N
 //! ```
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -25,7 +25,7 @@ use super::signals::Signals;
 use super::worker::Program;
 use super::{Keeper, Stop};
 use crate::daemon::{Failure, Unlink};
-use crate::options::{Common, listen};
+use crate::options::{Common, from_fd, listen};
 use crate::server::Endpoint;
 
 /// First argument of a keeper.
@@ -54,26 +54,21 @@ impl Place {
     }
 
     fn to_args(&self) -> Result<[OsString; 2], io::Error> {
-        let (kind, fd) = match self {
+        let fd = match self {
             Place::Path(path) => return Ok(["path".into(), path.into()]),
-            Place::Open(Endpoint::Listening(fd)) => ("listening", std::os::fd::AsFd::as_fd(fd)),
-            Place::Open(Endpoint::Connected(fd)) => ("connected", std::os::fd::AsFd::as_fd(fd)),
-            Place::Open(Endpoint::Kept(_)) => return Err(io::ErrorKind::InvalidInput.into()),
+            Place::Open(Endpoint::Listening(fd)) => fd.as_fd(),
+            Place::Open(Endpoint::Connected(fd)) => fd.as_fd(),
+            Place::Open(Endpoint::Kept(channel)) => channel.as_fd(),
         };
         fcntl_setfd(fd, FdFlags::empty())?;
-        Ok([kind.into(), fd.as_raw_fd().to_string().into()])
+        Ok(["fd".into(), fd.as_raw_fd().to_string().into()])
     }
 
     fn from_args(kind: &OsString, value: &OsString) -> Option<Place> {
         if kind == "path" {
             return Some(Place::Path(value.into()));
         }
-        let fd: OwnedFd = crate::sys::adopt_fd(value.to_str()?.parse().ok()?).ok()?;
-        match kind.to_str()? {
-            "listening" => Some(Place::Open(Endpoint::Listening(fd.into()))),
-            "connected" => Some(Place::Open(Endpoint::Connected(fd.into()))),
-            _ => None,
-        }
+        from_fd(value.to_str()?.parse().ok()?).ok().map(Place::Open)
     }
 
     /// The socket, bound if it has yet to be.
@@ -119,7 +114,7 @@ pub fn main(name: &'static str) -> Option<ExitCode> {
 
 fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) -> Result<ExitCode, Failure> {
     allow_descriptors();
-    set_name(name);
+    crate::sys::set_name(name);
     // Mappings are cut into pieces now, so that their number stays what it is.
     crate::sys::drop_clean_pages();
     let signals = Signals::new().map_err(Failure::host)?;
@@ -138,7 +133,8 @@ fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) ->
         front_end: None,
         sessions: 0,
         kept: Default::default(),
-        gates: Default::default(),
+        front_end_lines: Default::default(),
+        worker_lines: Default::default(),
         stirred: false,
         socket: None,
     };
@@ -156,13 +152,6 @@ fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) ->
 /// An exit code passed on; `otherwise` where a signal ended the worker.
 fn code(code: Option<i32>, otherwise: u8) -> ExitCode {
     ExitCode::from(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(otherwise))
-}
-
-/// What `ps` and `top` call this process: it was executed by a path without a name.
-pub(crate) fn set_name(name: &str) {
-    if let Ok(name) = std::ffi::CString::new(name) {
-        let _ = rustix::thread::set_name(&name);
-    }
 }
 
 /// As many descriptors as this user may have: one for each region of memory and three for each queue of a session,

@@ -17,8 +17,8 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Stop;
-use super::channel::{Channel, Note};
 use super::signals::Signals;
+use crate::kept::channel::{Channel, Note};
 use crate::proto::wire::Header;
 use crate::proto::{Connection, Frame, Request, TransportError};
 
@@ -169,7 +169,7 @@ impl Worker {
         &mut self,
         request: &Request,
         need_reply: bool,
-        fds: &[&OwnedFd],
+        fds: &[OwnedFd],
         signals: &Signals,
     ) -> Result<Frame, Stop> {
         let deadline = Instant::now() + MUTE;
@@ -193,7 +193,7 @@ impl Worker {
     }
 
     /// Sends a message that is not answered.
-    pub(super) fn tell(&mut self, request: &Request, need_reply: bool, fds: &[&OwnedFd]) -> Result<(), Stop> {
+    pub(super) fn tell(&mut self, request: &Request, need_reply: bool, fds: &[OwnedFd]) -> Result<(), Stop> {
         let Some((_, session)) = &mut self.session else { return Err(no_session()) };
         let payload = request.payload();
         let header = Header::request(request.code(), payload.len(), need_reply);

@@ -24,7 +24,7 @@ use crate::device::{Announcer, Device};
 use crate::engine::EngineKind;
 use crate::failpoint;
 use crate::inflight::Region;
-use crate::keeper::channel::{Channel, Note};
+use crate::kept::channel::{Channel, Note};
 use crate::log::Gate;
 use crate::memory::dirty::DirtyLog;
 use crate::memory::{Memory, guard};

@@ -1,15 +1,18 @@
-//! What outlives this process: descriptors that the keeper holds for the worker after this one.
+//! A keeper as its worker sees it: the [`channel`] between them, and what outlives this process, descriptors that the
+//! keeper holds for the worker after this one.
 //!
 //! In: descriptors and a name. Out: what an earlier worker gave under that name, once. A daemon without a keeper keeps
 //! nothing, and finds nothing. What is kept is what would be noticed if it were closed: a listening socket and its
 //! client, the master of a pty. Promises: nothing here waits or fails; a keeper that does not listen keeps less.
+
+pub mod channel;
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::keeper::channel::{Channel, Note};
+use channel::{Channel, Note};
 
 /// A handle; all of a process are the same.
 #[derive(Clone, Debug, Default)]
