@@ -159,6 +159,8 @@ fn a_guest_resets_its_device_while_the_daemon_is_away() {
     guest.vmm.type_in("d");
     guest.vmm.wait_for("metal: reset\n", 2);
     guest.assert_serves();
+    daemon.restart().unwrap();
+    guest.assert_serves();
     guest.finish();
 }
 
