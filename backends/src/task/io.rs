@@ -138,6 +138,10 @@ impl<T> TaskIo<T> {
         self.0.current.set(task);
     }
 
+    pub(super) fn has_wishes(&self) -> bool {
+        !self.0.wishes.borrow().is_empty()
+    }
+
     pub(super) fn take_news(&self) -> bool {
         self.0.news.take()
     }

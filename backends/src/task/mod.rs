@@ -111,9 +111,9 @@ impl<T> Tasks<T> {
         spawner
     }
 
-    /// Something waits to be run.
+    /// Something waits to be run, or to be told to the engine.
     pub fn are_due(&self) -> bool {
-        !self.due.borrow().is_empty()
+        !self.due.borrow().is_empty() || self.io.has_wishes()
     }
 
     /// Runs each task that is due, once. What became due meanwhile is for the next round.

@@ -191,6 +191,23 @@ fn a_watch_keeps_what_happened_until_it_is_asked() {
     }
 }
 
+/// A handler may hold a task's watch, and drop it in a round in which no task runs.
+#[test]
+fn a_watch_that_is_dropped_outside_of_tasks_ends_too() {
+    for kind in KINDS {
+        let mut worker = Worker::new(kind);
+        let (bell, _writer) = rustix::pipe::pipe().unwrap();
+        let bell = Rc::new(bell);
+        let watch = worker.tasks.io().watch(&bell, Interest::Read);
+        worker.round();
+        drop(watch);
+        assert!(worker.tasks.are_due(), "{kind:?}");
+        worker.round();
+        assert!(!worker.tasks.are_due(), "{kind:?}");
+        assert_eq!(Rc::strong_count(&bell), 1, "{kind:?}");
+    }
+}
+
 #[test]
 fn what_cannot_be_watched_says_so() {
     for kind in KINDS {

@@ -1,7 +1,7 @@
 //! A unix socket that somebody else listens on as the host side; connected to again whenever it is lost.
 //!
 //! The story is told by a task of the worker: connect, serve, lose, wait, again. The pause between attempts doubles
-//! from [`FIRST_PAUSE`] to [`LONGEST_PAUSE`], and begins again after each connection. Nobody listening, now
+//! from `FIRST_PAUSE` to `LONGEST_PAUSE`, and begins again after each connection. Nobody listening, now
 //! or yet, is no error: nobody reads then, as the port understands it. What the other side sent before it went
 //! still reaches the guest, before anything of the next connection. A connection outlives the worker: the next one
 //! has it from the keeper.

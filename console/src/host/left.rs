@@ -1,6 +1,6 @@
 //! Connections that ended before the guest had read what came by them.
 //!
-//! In: connections whose other side has gone. Out: their bytes, oldest connection first. [`MAX_LEFT`] of them are
+//! In: connections whose other side has gone. Out: their bytes, oldest connection first. `MAX_LEFT` of them are
 //! kept; when there are more, the oldest is closed and its unread bytes are counted.
 
 use std::collections::VecDeque;
