@@ -16,7 +16,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use backends::proto::{Code, Reply, Request};
+use backends::proto::{Code, ProtocolFeatures, Reply, Request};
 use clap::ValueEnum;
 
 use super::blk::{self, BlkLoad};
@@ -267,7 +267,12 @@ struct Soak {
 impl Soak {
     fn new(plan: Plan) -> Soak {
         let mut random = Random::new(plan.seed);
-        let wants = Wants { in_order: random.below(2) == 0, ..Wants::on(plan.rings) };
+        let in_order = random.below(2) == 0;
+        // Some front-ends know nothing of in-flight regions: then the keeper has one of its own.
+        let tracks = plan.mode == Mode::Reconnect || random.below(2) == 0;
+        let unknown = if tracks { ProtocolFeatures::empty() } else { ProtocolFeatures::INFLIGHT_SHMFD };
+        let protocol = Some(ProtocolFeatures::all() - unknown);
+        let wants = Wants { in_order, protocol, ..Wants::on(plan.rings) };
         let mut rig = Rig::start(plan.device.launch(), plan.mode, wants, plan.device.queues());
         let load = plan.device.load(&mut rig, Random::new(random.next_u64()));
         let config = rig.frontend.config(0, 8).unwrap_or_default();

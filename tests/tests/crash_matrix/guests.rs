@@ -13,19 +13,21 @@ use tests::guest::memory::Ram;
 use tests::guest::ring::Ring;
 use tests::machine::{self, QUEUE_SIZE, RAM_BYTES};
 use tests::restart::soak::Device;
-use tests::restart::{Mode, remembered_base};
+use tests::restart::{Mode, Rig, remembered_base};
 use tests::wait;
 
-use crate::{Cell, Story, same_counts};
+use crate::{Cell, Story, armed, same_counts};
 
 /// The daemon's first process: the keeper where there is one.
 fn first(story: &Story) -> Pid {
     i32::try_from(story.rig.daemon.pid()).ok().and_then(Pid::from_raw).unwrap()
 }
 
-/// What is in flight is finished, the rest is for the next daemon.
+/// What is in flight is finished, the rest is for the next daemon, which learns of it by the front-end's region.
 fn k10_sigterm_under_load_leaves_the_rest_to_the_next(cell: Cell) {
-    let mut story = Story::begin(cell, &[]);
+    let (launch, points) = armed(cell, &[]);
+    let rig = Rig::start(launch, cell.mode, Wants::on(cell.rings), cell.device.queues());
+    let mut story = Story::of(cell, rig, points);
     let pid = first(&story);
     let ended = pidfd_open(pid, PidfdFlags::empty()).unwrap();
     story.load.submit();
@@ -53,7 +55,7 @@ fn scenario(cell: Cell) -> machine::Device {
 #[track_caller]
 fn serves_anew(story: &mut Story) {
     next_front_end(story);
-    story.rig.frontend.handshake(Wants::on(story.cell.rings)).unwrap();
+    story.rig.frontend.handshake(story.cell.wants()).unwrap();
     serves_on_a_new_ring(story);
 }
 

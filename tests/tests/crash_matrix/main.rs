@@ -13,6 +13,7 @@ mod poison;
 use std::fs::{self, File};
 use std::path::PathBuf;
 
+use backends::proto::ProtocolFeatures;
 use tests::daemon::{Counts, Launch};
 use tests::frontend::Wants;
 use tests::guest::format::RingKind;
@@ -31,6 +32,17 @@ struct Cell {
     device: Device,
     rings: RingKind,
     mode: Mode,
+}
+
+impl Cell {
+    /// With a keeper the front-end knows nothing of in-flight regions: the keeper has one of its own.
+    fn wants(&self) -> Wants {
+        let protocol = match self.mode {
+            Mode::Keeper => ProtocolFeatures::all() - ProtocolFeatures::INFLIGHT_SHMFD,
+            Mode::Reconnect => ProtocolFeatures::all(),
+        };
+        Wants { protocol: Some(protocol), ..Wants::on(self.rings) }
+    }
 }
 
 /// Makes a test of each function `fn case(cell: Cell)`, in modules named by daemon, kind of ring and mode.
@@ -83,7 +95,7 @@ impl Story {
     /// A guest that has had some traffic, and is at rest.
     fn begin(cell: Cell, points: &[&str]) -> Story {
         let (launch, points) = armed(cell, points);
-        let rig = Rig::start(launch, cell.mode, Wants::on(cell.rings), cell.device.queues());
+        let rig = Rig::start(launch, cell.mode, cell.wants(), cell.device.queues());
         Story::of(cell, rig, points)
     }
 

@@ -5,7 +5,6 @@
 
 use std::fs::File;
 
-use tests::frontend::Wants;
 use tests::restart::{Mode, Rig};
 
 use crate::{Cell, Story, armed, disarm};
@@ -35,7 +34,7 @@ fn k08_killed_during_the_handshake(cell: Cell) {
             let (launch, points) = armed(cell, &[&format!("session.message.{message}.{moment}")]);
             File::create(&points[0]).unwrap();
             let rig = match cell.mode {
-                Mode::Keeper => Rig::start(launch, cell.mode, Wants::on(cell.rings), cell.device.queues()),
+                Mode::Keeper => Rig::start(launch, cell.mode, cell.wants(), cell.device.queues()),
                 Mode::Reconnect => from_zero(launch, cell),
             };
             Story::of(cell, rig, points).ends_well();
@@ -46,10 +45,10 @@ fn k08_killed_during_the_handshake(cell: Cell) {
 /// The first daemon dies of its front-end's first words; the second serves another session.
 fn from_zero(launch: tests::daemon::Launch, cell: Cell) -> Rig {
     let mut daemon = launch.args(["--keeper", "off"]).serve().unwrap();
-    let first = Rig::try_on(&daemon, Wants::on(cell.rings), cell.device.queues());
+    let first = Rig::try_on(&daemon, cell.wants(), cell.device.queues());
     assert!(first.is_err(), "{cell:?}: it did not die");
     daemon.restart().unwrap();
-    Rig::on(daemon, cell.mode, Wants::on(cell.rings), cell.device.queues())
+    Rig::on(daemon, cell.mode, cell.wants(), cell.device.queues())
 }
 
 /// Rings are running, and requests in flight.

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 
-use tests::frontend::Wants;
 use tests::random::Random;
 use tests::restart::blk::BlkLoad;
 use tests::restart::{Load, Rig};
@@ -58,7 +57,7 @@ fn k06_killed_after_the_index_before_the_clear_or_the_call(cell: Cell) {
 /// The flush that is answered is the one that was made again.
 fn k07_killed_during_a_flush(cell: Cell) {
     let (launch, points) = armed(cell, &["blk.submitted", "blk.done"]);
-    let mut rig = Rig::start(launch, cell.mode, Wants::on(cell.rings), cell.device.queues());
+    let mut rig = Rig::start(launch, cell.mode, cell.wants(), cell.device.queues());
     let rings = rig.start_rings();
     let mut load = BlkLoad::new(rings, Random::from_env(), rig.daemon.dir());
     for point in points {

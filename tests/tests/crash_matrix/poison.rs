@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::os::unix::net::UnixStream;
 
-use tests::frontend::Wants;
 use tests::guest::blk::{Answer, Framing, IOERR, OK, Request};
 use tests::guest::chain::Chain;
 use tests::guest::ring::{Completion, Ring};
@@ -71,7 +70,7 @@ fn given_up(device: Device, done: &Completion) -> bool {
 fn k09_three_deaths_by_one_request_and_no_more(cell: Cell) {
     let (point, chain) = deadly(cell.device);
     let (launch, points) = armed(cell, &[point; DEATHS]);
-    let mut rig = Rig::start(launch, cell.mode, Wants::on(cell.rings), cell.device.queues());
+    let mut rig = Rig::start(launch, cell.mode, cell.wants(), cell.device.queues());
     let at = usize::from(cell.device == Device::Console);
     let mut load = OneByOne { rings: rig.start_rings(), at };
     let mut client = client(&rig, cell);
