@@ -25,20 +25,25 @@
     )
 )]
 
+mod request;
+mod restart;
+mod setup;
+
 use std::collections::VecDeque;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use crate::chain::{Chain, Limits, Malformed};
+use crate::chain::{Limits, Malformed};
 use crate::failpoint;
-use crate::inflight::{Part, Recovered, Replay, Tracker};
+use crate::inflight::{Replay, Tracker};
 use crate::log::SharedGate;
 use crate::memory::Memory;
-use crate::memory::dirty::DirtyLog;
 use crate::notify::Signal;
 use crate::order::Order;
 use crate::ring::{Ring, RingError, Take, Taken};
-use crate::stats::{QueueStats, add};
+use crate::stats::add;
+use request::Flight;
+pub use request::Request;
+pub use setup::{QueueSetup, WriteLog};
 
 /// Requests that one turn takes at most, so that a ring that is never empty leaves time for the others.
 const TURN_BUDGET: u16 = 256;
@@ -55,96 +60,6 @@ const MAX_SEGMENTS: usize = 1 << 16;
 const USUAL_CHAINS: usize = 256;
 const USUAL_SEGMENTS: usize = 256;
 const FEW_SEGMENTS: usize = 16;
-
-/// A request in flight: the head that must go back, and its buffers.
-///
-/// It cannot be dropped by accident: only [`Queue::complete`] and [`Queue::abandon`] end it. A debug build
-/// panics where one is lost, a release build logs it.
-// A box, which the queue uses again: requests go from hand to hand, and a word does that faster.
-#[derive(Debug)]
-#[must_use = "a request must be completed or abandoned"]
-pub struct Request(Box<Flight>);
-
-#[derive(Debug, Default)]
-struct Flight {
-    taken: Taken,
-    chain: Chain,
-    /// Buffers it counts for, however many it has consumed.
-    segments: usize,
-    /// Its number among requests that go back in order.
-    number: u64,
-    /// It is marked in the in-flight region already.
-    marked: bool,
-    /// Handed out and not given back.
-    out: bool,
-}
-
-impl Deref for Request {
-    type Target = Chain;
-    fn deref(&self) -> &Chain {
-        &self.0.chain
-    }
-}
-
-impl DerefMut for Request {
-    fn deref_mut(&mut self) -> &mut Chain {
-        &mut self.0.chain
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        if self.out && !std::thread::panicking() {
-            debug_assert!(false, "request {:?} was dropped", self.taken);
-            tracing::error!(request = ?self.taken, "A request was dropped instead of given back");
-        }
-    }
-}
-
-/// What makes a queue, besides its ring.
-#[derive(Debug)]
-pub struct QueueSetup {
-    /// Number in the device.
-    pub index: u16,
-    /// Features that driver and device agreed on.
-    pub features: u64,
-    /// Most bytes of one chain.
-    pub max_chain_bytes: u64,
-    /// Raised when used buffers want an interrupt.
-    pub call: Signal,
-    /// Raised when the ring is broken.
-    pub error: Signal,
-    /// Where it counts.
-    pub stats: Arc<QueueStats>,
-    /// Where writes to guest memory are logged, while the guest is being moved.
-    pub log: Option<WriteLog>,
-    /// Where its requests in flight are marked, if somebody keeps that.
-    pub inflight: Option<Part>,
-}
-
-/// A dirty log, and what of the ring itself is written there.
-#[derive(Debug)]
-pub struct WriteLog {
-    /// The bitmap.
-    pub pages: Arc<DirtyLog>,
-    /// Guest-physical parts of the ring that the device writes; empty when ring writes are not to be logged.
-    pub ring: Vec<(u64, u64)>,
-}
-
-impl WriteLog {
-    /// What was written lies at the front of the writable buffers.
-    fn mark_data(&self, buffers: &[(u64, u32)], written_bytes: u32) {
-        let mut left = written_bytes;
-        for (addr, len) in buffers.iter().take_while(|_| written_bytes > 0) {
-            self.pages.mark(*addr, u64::from(left.min(*len)));
-            left = left.saturating_sub(*len);
-        }
-    }
-
-    fn mark_ring(&self) {
-        self.ring.iter().for_each(|(addr, len)| self.pages.mark(*addr, *len));
-    }
-}
 
 /// A virtqueue that is being served. It belongs to one thread.
 #[derive(Debug)]
@@ -348,12 +263,6 @@ impl Queue {
         self.give_back(request, 0);
     }
 
-    /// Lets go of a request that stays marked in the in-flight region: whoever serves the ring next serves it.
-    pub(crate) fn keep(&mut self, Request(mut flight): Request) {
-        self.release(&mut flight);
-        self.store(flight);
-    }
-
     fn give_back(&mut self, Request(mut flight): Request, written_bytes: u32) {
         self.release(&mut flight);
         if let Some(log) = &self.setup.log {
@@ -452,84 +361,6 @@ impl Queue {
         }
         self.broken = Some(error);
         self.setup.error.raise();
-    }
-
-    /// Goes on where a worker before us ended, if somebody kept what it had in flight. Called once, when nobody else
-    /// serves the ring any more. A region that makes no sense breaks the ring.
-    pub fn recover(&mut self) {
-        let Some(part) = &self.setup.inflight else { return };
-        match part.recover(&mut self.ring) {
-            Ok(Recovered { tracker, replays, poisoned }) => {
-                (self.tracker, self.poisoned) = (Some(tracker), poisoned && !replays.is_empty());
-                add(&self.setup.stats.replayed, replays.len() as u64);
-                if !replays.is_empty() {
-                    let (queue, count) = (self.setup.index, replays.len());
-                    tracing::info!(
-                        queue,
-                        count,
-                        "Requests that were in flight when another process ended are served again"
-                    );
-                }
-                self.replays = replays;
-            }
-            Err(corrupt) => self.break_ring(RingError::Inflight(corrupt)),
-        }
-    }
-
-    /// Whether requests of a worker before us are not handed out yet.
-    pub(crate) fn has_replays(&self) -> bool {
-        !self.replays.is_empty()
-    }
-
-    /// The next request that must not be tried again: it is to be answered with an error.
-    pub(crate) fn next_poisoned(&mut self) -> Option<Request> {
-        if !self.poisoned {
-            return None;
-        }
-        let request = self.next_replay();
-        self.poisoned = self.has_replays();
-        request
-    }
-
-    /// The next request of a worker before us, and no other.
-    fn next_replay(&mut self) -> Option<Request> {
-        let closing = std::mem::replace(&mut self.closing, true);
-        let request = self.next_any();
-        self.closing = closing;
-        request
-    }
-
-    /// No new request from now on; those of a worker before us still come.
-    pub(crate) fn close(&mut self) {
-        self.closing = true;
-    }
-
-    /// As [`Queue::close`], and those of a worker before us are left to the next, if they are marked anywhere: `true`.
-    pub(crate) fn suspend(&mut self) -> bool {
-        self.close();
-        if self.tracker.is_some() {
-            self.replays.clear();
-        }
-        self.tracker.is_some()
-    }
-
-    /// Gives back, as if malformed, what nobody wants to serve again. Nothing is in flight.
-    pub(crate) fn abandon_replays(&mut self) {
-        while self.has_replays() && self.broken.is_none() {
-            self.begin_turn();
-            while let Some(request) = self.next_replay() {
-                self.abandon(request);
-            }
-        }
-    }
-
-    /// The ring came to rest. What its driver broke is not served again.
-    pub(crate) fn end(&self) {
-        match &self.setup.inflight {
-            Some(part) if self.broken.is_some() => part.forget(),
-            Some(part) => part.rest(),
-            None => {}
-        }
     }
 
     /// Requests taken and not given back.

@@ -4,6 +4,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
 use crate::ring::Descriptor;
+use crate::stats::QueueStats;
 use crate::testing::Guest;
 
 const DATA: u64 = 0x2_0000;
