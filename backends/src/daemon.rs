@@ -4,7 +4,7 @@
 //! in an order that later confinement relies on: everything is opened before the first front-end is heard.
 //! Exit codes: 0 asked to end, 1 failure, 2 bad option, 3 this host cannot, 4 resource in use.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -121,7 +121,7 @@ pub fn main<P: Program>() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{}: {}", P::NAME, failure.message);
+            let _ = writeln!(io::stderr(), "{}: {}", P::NAME, failure.message);
             ExitCode::from(failure.code)
         }
     }
@@ -179,6 +179,8 @@ fn log_to_stderr(level: tracing::Level) {
         .with_writer(io::stderr)
         .with_ansi(terminal)
         .with_target(false)
+        // It would say on standard error that standard error cannot be written to, and panic.
+        .log_internal_errors(false)
         .with_max_level(level)
         .init();
 }

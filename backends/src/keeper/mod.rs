@@ -31,7 +31,7 @@ mod signals;
 mod worker;
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -298,8 +298,8 @@ impl Keeper {
         }
     }
 
-    /// A line for the log.
+    /// A line for the log. That nobody reads it any more must be the end of nothing.
     fn say(&self, line: &str) {
-        eprintln!("{}: {line}", self.name);
+        let _ = writeln!(io::stderr(), "{}: {line}", self.name);
     }
 }

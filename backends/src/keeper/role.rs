@@ -8,7 +8,7 @@
 //! ```
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -107,7 +107,7 @@ pub fn main(name: &'static str) -> Option<ExitCode> {
     let place = Place::from_args(&kind, &value)?;
     let ended = keep(name, place, path.into(), std::iter::once(own_name).chain(args).collect());
     Some(ended.unwrap_or_else(|failure| {
-        eprintln!("{name}: {}", failure.message);
+        let _ = writeln!(io::stderr(), "{name}: {}", failure.message);
         ExitCode::from(failure.code)
     }))
 }
