@@ -104,6 +104,7 @@ struct Keeper {
     /// One a class of log lines that others can cause.
     front_end_lines: Gate,
     worker_lines: Gate,
+    start_lines: Gate,
     /// Something was done since memory was last given back.
     stirred: bool,
     /// The socket we bound, removed with the keeper.
@@ -123,7 +124,7 @@ impl Keeper {
                 break stop;
             }
         };
-        let ended = self.worker.take().map(Worker::terminate);
+        let ended = self.worker.take().map(|mut worker| worker.terminate());
         if matches!(stop, Stop::Asked) { Ok(ended.flatten()) } else { Err(stop) }
     }
 
@@ -191,7 +192,7 @@ impl Keeper {
                 Ok(()) => break,
                 Err(Stop::Asked) => return Err(Stop::Asked),
                 Err(stop) if first => return Err(stop),
-                Err(_) => self.start_failed()?,
+                Err(stop) => self.start_failed(&stop)?,
             }
         }
         self.pace.started();
@@ -207,7 +208,13 @@ impl Keeper {
     }
 
     /// Tries again a little later; with the executable from before, if another was to take its place.
-    fn start_failed(&mut self) -> Result<(), Stop> {
+    fn start_failed(&mut self, stop: &Stop) -> Result<(), Stop> {
+        // Other reasons the worker has told by itself.
+        if let Stop::Failed(error) = stop
+            && let Some(left_out) = self.start_lines.pass(Instant::now())
+        {
+            self.say(&format!("No worker can be started, trying again: {error} (left_out={left_out})"));
+        }
         if let Some(proven) = self.proven.take() {
             self.program.exe = proven;
             self.say("The new executable does not start, going on with the one before");

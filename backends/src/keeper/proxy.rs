@@ -65,7 +65,7 @@ impl With<'_> {
         let frame = self.ask(request, false, &[])?;
         match Reply::decode(request.code(), &frame.payload) {
             Some(Reply::U64(value)) => Ok(value),
-            _ => Err(Stop::Worker("its answer makes no sense".into())),
+            _ => Err(self.worker.refuse("its answer makes no sense")),
         }
     }
 
@@ -240,7 +240,7 @@ impl FrontEnd {
         let (Some(Reply::Inflight(given)), Some(fd)) =
             (Reply::decode(Code::GetInflightFd, &frame.payload), frame.fds.into_iter().next())
         else {
-            return Err(Stop::Worker("it gives no region for what is in flight".into()));
+            return Err(with.worker.refuse("it gives no region for what is in flight"));
         };
         let request = Request::SetInflightFd(given);
         if with.accepted(&request, std::slice::from_ref(&fd))? {

@@ -135,6 +135,7 @@ fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) ->
         kept: Default::default(),
         front_end_lines: Default::default(),
         worker_lines: Default::default(),
+        start_lines: Default::default(),
         stirred: false,
         socket: None,
     };

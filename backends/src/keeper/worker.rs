@@ -66,7 +66,8 @@ impl Worker {
         }
         let (name, args) = program.args.split_first().ok_or(io::ErrorKind::InvalidInput)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.exe.as_raw_fd()));
-        command.arg0(name).args(args).arg("--worker").arg(theirs.as_fd().as_raw_fd().to_string());
+        // Before the others, where nothing makes it anything but an option.
+        command.arg0(name).arg("--worker").arg(theirs.as_fd().as_raw_fd().to_string()).args(args);
         for variable in OURS {
             command.env_remove(variable);
         }
@@ -154,7 +155,7 @@ impl Worker {
             self.channel.send(&Note::Session(number), &[theirs.as_fd()])?;
             Connection::new(ours).map_err(io::Error::other)
         };
-        let connection = begun().map_err(|error| Stop::Worker(format!("it takes no session: {error}")))?;
+        let connection = begun().map_err(|error| self.refuse(&format!("it takes no session: {error}")))?;
         self.session = Some((number, connection));
         Ok(())
     }
@@ -221,11 +222,14 @@ impl Worker {
                 return Stop::FrontEnd("the worker ended its session".into());
             }
         }
-        Stop::Worker(error.to_string())
+        match error {
+            TransportError::Closed => Stop::Worker(error.to_string()),
+            _ => self.refuse(&error.to_string()),
+        }
     }
 
-    /// Does what no worker of ours does: not to be trusted with another message.
-    fn refuse(&mut self, why: &str) -> Stop {
+    /// Nothing more is to be had of it, though it may live: it is not waited for.
+    pub(super) fn refuse(&mut self, why: &str) -> Stop {
         self.signal(Signal::KILL);
         Stop::Worker(why.into())
     }
@@ -253,7 +257,7 @@ impl Worker {
     }
 
     /// Asks it to end, and waits as long as that may take. What the operator asked for is being done already.
-    pub(super) fn terminate(mut self) -> Option<ExitStatus> {
+    pub(super) fn terminate(&mut self) -> Option<ExitStatus> {
         self.session = None;
         self.signal(Signal::TERM);
         for patience in [GRACE, GRACE] {
@@ -263,6 +267,15 @@ impl Worker {
             self.signal(Signal::KILL);
         }
         None
+    }
+}
+
+impl Drop for Worker {
+    /// One that nobody waited for, because the daemon was asked to end meanwhile.
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.terminate();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What /proc says of a process: its worker, its resources, its end.
 //!
-//! A daemon with a keeper is two processes: the one that was started, and its only child, whose arguments end in
+//! A daemon with a keeper is two processes: the one that was started, and its only child, whose arguments begin with
 //! `--worker FD`.
 
 use std::fs;
@@ -99,7 +99,7 @@ pub fn worker_of(pid: u32) -> u32 {
 pub fn find_worker(keeper: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default();
     let mut children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    children.find(|child| args(*child).iter().rev().nth(1).is_some_and(|arg| arg == "--worker"))
+    children.find(|child| args(*child).get(1).is_some_and(|arg| arg == "--worker"))
 }
 
 fn args(pid: u32) -> Vec<String> {

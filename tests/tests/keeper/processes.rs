@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tests::daemon::process::{find_worker, kill, wait_gone};
 use tests::daemon::{Launch, binary};
 use tests::guest::memory::Ram;
@@ -24,6 +24,22 @@ pub fn signal(pid: u32, signal: Signal) {
 fn children(pid: u32) -> usize {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     children.split_whitespace().count()
+}
+
+fn await_that(happened: impl Fn() -> bool) {
+    let until = wait::deadline();
+    while !happened() {
+        assert!(Instant::now() < until, "it does not happen");
+        std::thread::yield_now();
+    }
+}
+
+/// It was sent to a process that has not taken it (ShdPnd in proc(5) status).
+fn is_pending(pid: u32, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & 1 << (signal.as_raw() - 1) != 0)
 }
 
 fn k10_sigterm_ends_both(device: Device) {
@@ -207,4 +223,55 @@ fn a_terminated_worker_is_replaced_like_a_dead_one() {
     signal(worker, Signal::TERM);
     wait_gone(worker);
     machine.assert_serves(&mut ring);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let daemon = binary(RNG.binary).display().to_string();
+    let script = r#"exec "$0" "$@" 2>/dev/full"#;
+    let launch = Launch::of("/bin/sh").args(["-c", script, &daemon]);
+    let mut machine = RNG.boot_with(launch, &Ram::new(RAM_BYTES), RNG.wants());
+    let mut ring = machine.start_queue().unwrap();
+    machine.assert_serves(&mut ring);
+    machine.daemon.kill_worker();
+    machine.assert_serves(&mut ring);
+    assert_eq!(machine.daemon.terminate().code, Some(0));
+}
+
+#[test]
+fn k20_a_keeper_without_descriptors_waits_for_them() {
+    let mut machine = RNG.boot();
+    let mut ring = machine.start_queue().unwrap();
+    let keeper = Pid::from_raw(i32::try_from(machine.daemon.pid()).unwrap());
+    // Inherited from here, and raised to the most.
+    let most = getrlimit(Resource::Nofile).maximum;
+    let limit = |current| prlimit(keeper, Resource::Nofile, Rlimit { current, maximum: most }).unwrap();
+    // Enough to wait with, and for nothing new.
+    limit(Some(6));
+    machine.daemon.kill_worker();
+    await_that(|| machine.daemon.stderr().contains("No worker can be started"));
+    limit(most);
+    machine.assert_serves(&mut ring);
+    assert_eq!(machine.daemon.terminate().code, Some(0));
+}
+
+/// A stopped worker hears no SIGTERM: its keeper waits, and kills it.
+#[test]
+fn k10_a_daemon_that_is_to_end_while_its_worker_is_ending_leaves_nothing_behind() {
+    let machine = RNG.boot();
+    let worker = machine.daemon.worker_pid();
+    signal(worker, Signal::STOP);
+    signal(machine.daemon.pid(), Signal::HUP);
+    await_that(|| is_pending(worker, Signal::TERM));
+    machine.daemon.terminate();
+    assert!(!Path::new(&format!("/proc/{worker}")).exists(), "the worker is left behind");
+}
+
+#[test]
+fn arguments_may_end_in_two_dashes() {
+    let launch = RNG.launch();
+    let socket = launch.socket();
+    let args = ["--socket-path".to_owned(), socket.display().to_string(), "--".to_owned()];
+    let daemon = launch.args(args).start().wait_listening(&socket).unwrap();
+    assert_eq!(daemon.terminate().code, Some(0));
 }
