@@ -6,8 +6,8 @@
 //! tail                                  only in regions of ours, see `poison`
 //! ```
 //! In: a region that we made (GET_INFLIGHT_FD) or that a front-end kept (SET_INFLIGHT_FD). Out: a [`Part`] for each ring
-//! that starts; what [`Part::recover`] makes of it is where the ring goes on, the requests to serve again, and a
-//! [`Tracker`] that marks what is taken from then on. How long a part is follows from the kind of ring and the queue size
+//! that starts; what is made of it is where the ring goes on, the requests to serve again, and a
+//! tracker that marks what is taken from then on. How long a part is follows from the kind of ring and the queue size
 //! alone, so that regions of other back-ends can be taken over. Ours are as long as packed rings need, and serve both.
 //!
 //! Promises: whenever the process ends, what a part says is true after the store that was the last one: each request that
