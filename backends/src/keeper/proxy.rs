@@ -216,7 +216,14 @@ impl FrontEnd {
             &fds,
             deadline,
         );
-        sent.map_err(|error| Stop::FrontEnd(error.to_string()))
+        sent.map_err(|error| Stop::FrontEnd(error.to_string()))?;
+        // The region that was asked for is in use from then on, whether or not the front-end says so.
+        if let Some(Reply::Inflight(given)) = reply
+            && !frame.fds.is_empty()
+        {
+            self.record.accept(Request::SetInflightFd(given), frame.fds, None);
+        }
+        Ok(())
     }
 
     /// The state that was on its way when a worker died did not arrive.

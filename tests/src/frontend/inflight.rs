@@ -40,14 +40,29 @@ impl Region {
         assert_eq!(written, Ok(bytes.len()), "write the region at {offset}");
     }
 
+    /// The header of a queue's part.
+    ///
+    /// # Panics
+    /// The file is shorter.
+    pub fn header(&self, queue: u32, kind: RingKind) -> [u8; 32] {
+        let (header, entry) = sizes(kind);
+        let part = (header + entry * u64::from(self.inflight.queue_size)).next_multiple_of(64);
+        self.read(part * u64::from(queue))
+    }
+
     /// Entries of queue 0 that are marked as in flight.
     pub fn marks(&self, kind: RingKind) -> Vec<u16> {
-        let (header, entry) = match kind {
-            RingKind::Split => (16, 16),
-            RingKind::Packed => (32, 32),
-        };
+        let (header, entry) = sizes(kind);
         let entries = u16::from_le_bytes(self.read(10));
         (0..entries).filter(|at| self.read::<1>(header + entry * u64::from(*at)) != [0]).collect()
+    }
+}
+
+/// Bytes before the entries of a part, and of an entry.
+fn sizes(kind: RingKind) -> (u64, u64) {
+    match kind {
+        RingKind::Split => (16, 16),
+        RingKind::Packed => (32, 32),
     }
 }
 

@@ -16,6 +16,7 @@ tests::against_every_daemon! {
     both: [
         n5_an_idle_worker_is_replaced_and_nothing_grows,
         k03_a_front_end_that_tracks_nothing_gets_every_request_back_once,
+        k03_a_region_that_was_only_asked_for_is_the_next_workers_too,
         k08_a_front_end_without_protocol_features_is_kept_too,
         k08_hundreds_of_memory_slots_are_handed_to_the_next_worker,
         k08_a_ring_whose_memory_was_taken_away_does_not_end_the_session,
@@ -73,6 +74,23 @@ fn k03_a_front_end_that_tracks_nothing_gets_every_request_back_once(device: Devi
     }
     pauses.sort();
     println!("{device:?}: pause p50 {:?}, max {:?}", pauses[pauses.len() / 2], pauses.last().unwrap());
+}
+
+/// GET_INFLIGHT_FD without SET_INFLIGHT_FD: the region is in use from then on.
+fn k03_a_region_that_was_only_asked_for_is_the_next_workers_too(device: Device) {
+    let mut machine = device.boot();
+    machine.start_queue().unwrap();
+    // The keeper has had its own region tracked so far.
+    machine.frontend.stop(device.queue).unwrap();
+    let queues = u16::try_from(machine.frontend.ask_u64(Request::GetQueueNum).unwrap()).unwrap();
+    let region = machine.frontend.inflight(queues, QUEUE_SIZE).unwrap();
+    let mut ring = machine.frontend.start_new(device.queue, QUEUE_SIZE).unwrap();
+    machine.assert_serves(&mut ring);
+    machine.daemon.kill_worker();
+    machine.frontend.sync().unwrap();
+    let before = region.header(device.queue.into(), device.rings);
+    machine.assert_serves(&mut ring);
+    assert_ne!(region.header(device.queue.into(), device.rings), before, "another region is in use");
 }
 
 fn k08_a_front_end_without_protocol_features_is_kept_too(device: Device) {
