@@ -205,12 +205,6 @@ impl FrontEnd {
         if answered || reply == Some(Reply::U64(0)) {
             self.record.accept(request, fds, reply.as_ref());
         }
-        if let (Some(Reply::Inflight(given)), Some(Ok(fd))) =
-            (&reply, frame.fds.first().map(OwnedFd::try_clone))
-        {
-            // In use from now on, whether the front-end sets it or not.
-            self.record.accept(Request::SetInflightFd(*given), vec![fd], None);
-        }
         if !answered && !wants_ack {
             return Ok(());
         }
