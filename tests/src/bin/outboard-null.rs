@@ -8,10 +8,12 @@ use std::convert::Infallible;
 use std::process::ExitCode;
 
 use backends::daemon::{Failure, Program};
-use backends::device::{Device, Handler, Io, Turn};
+use backends::device::{Announcer, Device, Handler, Io, Turn};
 use backends::kept::Kept;
 use backends::queue::{Queue, Request};
 use rustix::io::Errno;
+use signal_hook::consts::SIGUSR2;
+use signal_hook::iterator::Signals;
 use tests::guest::blk::OK;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ};
 
@@ -70,6 +72,13 @@ impl Device for Null {
         space[BLK_SIZE..][..4].copy_from_slice(&512u32.to_le_bytes());
         space[NUM_QUEUES..][..2].copy_from_slice(&self.queues.to_le_bytes());
         space
+    }
+
+    /// SIGUSR2: the configuration space changed, or so it says.
+    fn attach(&self, announcer: Announcer) {
+        if let Ok(mut signals) = Signals::new([SIGUSR2]) {
+            std::thread::spawn(move || signals.forever().for_each(|_| announcer.config_changed()));
+        }
     }
 
     /// As `outboard-blk`, whose place it takes.

@@ -3,13 +3,18 @@
 use std::time::Instant;
 
 use backends::proto::Request;
-use tests::frontend::{Memory, Wants};
+use backends::proto::wire::BackendCode;
+use rustix::process::Signal;
+use tests::daemon::Launch;
+use tests::frontend::{Frontend, Memory, Wants};
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
 use tests::machine::{Device, QUEUE_SIZE};
 use tests::random::Random;
 use tests::restart::soak::Device as Soaked;
 use tests::restart::{Mode, Rig};
+use tests::wait;
 
+use super::processes::signal;
 use super::untracked;
 
 tests::against_every_daemon! {
@@ -21,6 +26,20 @@ tests::against_every_daemon! {
         k08_hundreds_of_memory_slots_are_handed_to_the_next_worker,
         k08_a_ring_whose_memory_was_taken_away_does_not_end_the_session,
     ],
+}
+
+#[test]
+fn k08_the_channel_for_our_own_requests_is_handed_to_the_next_worker() {
+    let daemon = Launch::new("outboard-null").serve().unwrap();
+    let mut frontend = Frontend::session(daemon.socket(), &Ram::new(1 << 20), Wants::default()).unwrap();
+    let mut channel = frontend.open_channel().unwrap();
+    for _ in 0..3 {
+        daemon.kill_worker();
+        frontend.sync().unwrap();
+        signal(daemon.worker_pid(), Signal::USR2);
+        let told = channel.recv(wait::deadline()).unwrap();
+        assert_eq!(told.header.request, BackendCode::ConfigChange as u32);
+    }
 }
 
 fn n5_an_idle_worker_is_replaced_and_nothing_grows(device: Device) {
