@@ -27,7 +27,7 @@ use thiserror::Error;
 use crate::storage::{Host, Job, Owner, Step, Storage};
 
 /// How long another process may keep its lock on the image before that counts as being in use, and how often we look.
-const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// How to open an image.
