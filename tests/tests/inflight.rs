@@ -2,14 +2,14 @@
 //!
 //! Whoever serves next may know nothing but the region: the base that the front-end says is wrong here on purpose.
 
-use backends::proto::Inflight;
+use backends::proto::{Inflight, ProtocolFeatures};
 use tests::daemon::Launch;
 use tests::frontend::{Frontend, Region};
-use tests::guest::blk::{Answer, IOERR, SECTOR_BYTES};
+use tests::guest::blk::{Answer, Framing, IOERR, OK, Request, SECTOR_BYTES};
 use tests::guest::format::RingKind;
 use tests::guest::memory::{Backing, Ram, memfd};
 use tests::guest::ring::{Completion, Ring};
-use tests::machine::{Device, Machine, QUEUE_SIZE, RAM_BYTES};
+use tests::machine::{BLK, Device, Machine, QUEUE_SIZE, RAM_BYTES};
 
 tests::against_every_daemon! {
     both: [
@@ -17,6 +17,61 @@ tests::against_every_daemon! {
         a_region_of_another_back_end_is_taken_over,
         k09_a_request_that_ends_three_workers_is_answered_with_an_error,
     ],
+}
+
+/// Bytes of a write. Flushes of many of them keep the host's disk busy, so that most requests still wait for a turn.
+const WRITE_BYTES: u64 = 64 << 10;
+const FLUSH: u32 = 4;
+
+/// A disk that is suspended in the middle of writes and flushes: each request comes back once in all, from the process
+/// that had it or from the one that goes on with the region.
+fn a_suspended_disk_goes_on_in_another_process(rings: RingKind) {
+    let device = BLK.on(rings);
+    let launch = device.launch().args(["--keeper", "off"]);
+    let mut machine = device.boot_with(launch, &Ram::new(RAM_BYTES), device.wants());
+    assert!(machine.frontend.protocol().contains(ProtocolFeatures::GET_VRING_BASE_INFLIGHT));
+    let region = machine.frontend.inflight(queues(device), QUEUE_SIZE).unwrap();
+    let mut ring = machine.start_queue().unwrap();
+    let mut suspended = 0;
+    for round in 0..8u8 {
+        let data = vec![round + 1; WRITE_BYTES as usize];
+        let mut added = 0;
+        for number in 0..10 {
+            let write = Request::write(number * WRITE_BYTES / u64::from(SECTOR_BYTES), &data);
+            for request in [write, Request::bare(FLUSH)] {
+                ring.add(&request.chain(&Framing::usual(0)));
+                added += 1;
+            }
+        }
+        ring.notify();
+        let base = machine.frontend.stop(device.queue).unwrap();
+        let mut back: Vec<Completion> = std::iter::from_fn(|| ring.used().unwrap()).collect();
+        let marks = region.marks(rings).len();
+        assert!(back.len() + marks <= added, "round {round}: {marks} marks and {back:?}");
+        suspended += marks;
+        machine.daemon.restart().unwrap();
+        machine.frontend =
+            Frontend::session(machine.daemon.socket(), &machine.ram(), device.wants()).unwrap();
+        machine.frontend.set_inflight(&region).unwrap();
+        machine.frontend.start(device.queue, &ring, base).unwrap();
+        back.extend(ring.wait_all().unwrap());
+        assert_eq!(back.len(), added, "round {round}");
+        assert!(back.iter().all(|done| Answer::new(done, 0).status == Some(OK)), "round {round}: {back:?}");
+        let image = std::fs::read(machine.daemon.dir().join("disk.img")).unwrap();
+        assert!(image.iter().take(10 * data.len()).all(|byte| *byte == round + 1), "round {round}");
+    }
+    println!("{suspended} of 160 requests were suspended and served by another process");
+    assert!(suspended > 0, "nothing was in flight when the disk was suspended");
+}
+
+#[test]
+fn a_suspended_disk_goes_on_in_another_process_split() {
+    a_suspended_disk_goes_on_in_another_process(RingKind::Split);
+}
+
+#[test]
+fn a_suspended_disk_goes_on_in_another_process_packed() {
+    a_suspended_disk_goes_on_in_another_process(RingKind::Packed);
 }
 
 /// A base that no front-end of a ring that has worked would say.
