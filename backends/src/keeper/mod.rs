@@ -139,10 +139,13 @@ impl Keeper {
             if with.worker.session().is_none() {
                 self.sessions = self.sessions.wrapping_add(1);
                 with.worker.begin(self.sessions)?;
-                front_end.resume(with)?;
+                if let Err(stop) = front_end.resume(with) {
+                    return Err(self.take_back(stop));
+                }
             }
             front_end.deliver(with)?;
         }
+        self.proven = None;
         self.listen()
     }
 
@@ -196,7 +199,6 @@ impl Keeper {
             }
         }
         self.pace.started();
-        self.proven = None;
         if first { self.open() } else { Ok(()) }
     }
 
@@ -220,6 +222,16 @@ impl Keeper {
             self.say("The new executable does not start, going on with the one before");
         }
         self.signals.pause(self.pace.failed())
+    }
+
+    /// The session cannot go on in this worker. If its executable is a new one, that of before may do better.
+    fn take_back(&mut self, stop: Stop) -> Stop {
+        let (Stop::FrontEnd(why) | Stop::Worker(why)) = &stop else { return stop };
+        let (Some(worker), Some(proven)) = (&mut self.worker, self.proven.take()) else { return stop };
+        let stop = worker.refuse(why);
+        self.program.exe = proven;
+        self.say("The new executable does not take the session, going on with the one before");
+        stop
     }
 
     /// The first worker is ready: now front-ends are let in.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tests::daemon::process::{find_worker, kill, wait_gone};
 use tests::daemon::{Launch, binary};
+use tests::frontend::Wants;
 use tests::guest::memory::Ram;
 use tests::machine::{BLK, Device, Machine, RAM_BYTES, RNG};
 use tests::wait;
@@ -135,6 +136,20 @@ fn an_upgrade_to_something_that_does_not_start_is_taken_back() {
         assert_eq!(executable(machine.daemon.worker_pid()), old);
     }
     assert!(machine.daemon.stderr().contains("does not start, going on with the one before"));
+}
+
+#[test]
+fn an_upgrade_to_a_device_that_lacks_what_was_negotiated_is_taken_back() {
+    let (launch, path) = own_program(RNG);
+    let mut machine = RNG.boot_with(launch, &Ram::new(RAM_BYTES), Wants { in_order: true, ..RNG.wants() });
+    let mut ring = machine.start_queue().unwrap();
+    let (worker, old) = (machine.daemon.worker_pid(), executable(machine.daemon.worker_pid()));
+    replace(&path, &binary("outboard-null"));
+    signal(machine.daemon.pid(), Signal::HUP);
+    wait_gone(worker);
+    machine.assert_serves(&mut ring);
+    assert_eq!(executable(machine.daemon.worker_pid()), old);
+    assert!(machine.daemon.stderr().contains("does not take the session, going on with the one before"));
 }
 
 #[test]
