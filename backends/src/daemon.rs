@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use sd_notify::NotifyState;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
@@ -129,6 +130,10 @@ pub fn main<P: Program>() -> ExitCode {
 
 fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
     let keeper = line.common.keeper_channel()?;
+    if keeper.is_some() {
+        // A front-end whose keeper was killed goes to the next daemon with its rings: this one may touch them no more.
+        set_parent_process_death_signal(Some(Signal::KILL)).map_err(Failure::host)?;
+    }
     let kept = keeper.as_ref().map(Kept::by).unwrap_or_default();
     let device = line.own.open(&kept)?;
     let (end, asked) = UnixStream::pair().map_err(Failure::host)?;

@@ -16,7 +16,7 @@
 //!
 //! The daemon is started as one process, which checks its options and then becomes the keeper ([`role`]). SIGTERM and
 //! SIGINT end both, SIGHUP starts the next worker from what the executable's path names now, with the same front-end.
-//! If the keeper dies the worker ends.
+//! If the keeper is killed the worker is, too.
 
 #![cfg_attr(
     not(test),

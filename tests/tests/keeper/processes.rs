@@ -66,6 +66,16 @@ fn a_killed_keeper_leaves_nothing_behind(device: Device) {
     assert!(machine.frontend.hung_up());
 }
 
+/// Its front-end may be with the next daemon already: not even a worker that cannot notice goes on later.
+#[test]
+fn a_killed_keeper_takes_its_worker_along_at_once() {
+    let machine = RNG.boot();
+    let worker = machine.daemon.worker_pid();
+    signal(worker, Signal::STOP);
+    kill(machine.daemon.pid());
+    wait_gone(worker);
+}
+
 /// A program of its own, to be replaced.
 fn own_program(device: Device) -> (Launch, PathBuf) {
     let dir = device.launch();
