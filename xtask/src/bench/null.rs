@@ -252,11 +252,12 @@ impl Place {
         Ok((spent.as_secs_f64() / IDLE.as_secs_f64() * 100.0, f64::from(rss_kib)))
     }
 
-    /// Resident memory of the keeper of a daemon that has a front-end, in KiB.
+    /// Resident memory of the keeper of a daemon that has a front-end and nothing to say to it, in KiB.
     pub(super) fn keeper_rss_kib(&self) -> Result<f64, String> {
         let socket = self.socket("rng")?;
         let daemon = Backend::start("outboard-rng", &mut self.rng(&socket), &socket)?;
         let _frontend = self.frontend(&socket)?;
+        thread::sleep(IDLE);
         Ok(f64::from(u32::try_from(daemon.keeper_rss_kib()).unwrap_or(u32::MAX)))
     }
 

@@ -35,8 +35,12 @@ const RESUME: Claim = claim(
     20.0,
     "our VMM: socket listens again until the guest is served, serial line included; p99",
 );
-const RSS: Claim =
-    claim("keeper.rss_kb", "KiB", 1024.0, "resident memory of the keeper of an outboard-rng in use");
+const RSS: Claim = claim(
+    "keeper.rss_kb",
+    "KiB",
+    1024.0,
+    "resident memory of the keeper of an outboard-rng with a front-end, two seconds after the last message",
+);
 const LINES: Claim =
     claim("keeper.lines", "lines", 1000.0, "backends/src/keeper without tests, comments and blank lines");
 const INFLIGHT: Claim = claim(
