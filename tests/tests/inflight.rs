@@ -20,7 +20,9 @@ tests::against_every_daemon! {
 }
 
 /// Bytes of a write. Flushes of many of them keep the host's disk busy, so that most requests still wait for a turn.
-const WRITE_BYTES: u64 = 64 << 10;
+const WRITE_BYTES: usize = 64 << 10;
+/// The same in sectors.
+const WRITE_SECTORS: u64 = 128;
 const FLUSH: u32 = 4;
 
 /// A disk that is suspended in the middle of writes and flushes: each request comes back once in all, from the process
@@ -34,10 +36,10 @@ fn a_suspended_disk_goes_on_in_another_process(rings: RingKind) {
     let mut ring = machine.start_queue().unwrap();
     let mut suspended = 0;
     for round in 0..8u8 {
-        let data = vec![round + 1; WRITE_BYTES as usize];
+        let data = vec![round + 1; WRITE_BYTES];
         let mut added = 0;
         for number in 0..10 {
-            let write = Request::write(number * WRITE_BYTES / u64::from(SECTOR_BYTES), &data);
+            let write = Request::write(number * WRITE_SECTORS, &data);
             for request in [write, Request::bare(FLUSH)] {
                 ring.add(&request.chain(&Framing::usual(0)));
                 added += 1;
