@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use backends::proto::Code;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
 use tests::daemon::{Daemon, Launch};
 use tests::liar::{Liar, Lie};
 use tests::machine::BLK;
@@ -70,6 +71,11 @@ impl Guest {
         let ended = self.vmm.finish();
         assert!(ended.ok().serial.contains("DRIVER_OK"), "{ended:#?}");
         assert!(!ended.serial.contains("NEEDS_RESET"), "{ended:#?}");
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.vmm.pid().try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
     }
 
     fn descriptors(&self) -> usize {
@@ -144,6 +150,30 @@ fn the_interrupt_of_a_request_made_while_the_daemon_is_away_comes() {
         guest.wait_served();
     }
     guest.finish();
+}
+
+/// The VMM stands still as a whole, as job control and freezers make it; the daemon is back before it goes on, or after.
+#[test]
+fn a_vmm_that_is_paused_while_the_daemon_is_away_goes_on_with_the_next_one() {
+    for options in ["irq", "inflight=4"] {
+        let mut daemon = rng();
+        let mut guest = Guest::start(options, daemon.socket());
+        for back_while_paused in [true, false] {
+            guest.assert_serves();
+            daemon.kill9();
+            guest.ask();
+            guest.signal(Signal::STOP);
+            if back_while_paused {
+                daemon.restart().unwrap();
+            }
+            guest.signal(Signal::CONT);
+            if !back_while_paused {
+                daemon.restart().unwrap();
+            }
+            guest.wait_served();
+        }
+        guest.finish();
+    }
 }
 
 #[test]
