@@ -2,8 +2,9 @@
 //!
 //! A daemon is a [`Program`]: its own options, and how to open its device from them. [`main`] does the rest,
 //! in an order that later confinement relies on: everything is opened before the first front-end is heard.
-//! Exit codes: 0 asked to end, 1 failure, 2 bad option, 3 this host cannot, 4 resource in use.
+//! Exit codes: 0 asked to end, 1 failure, 2 bad option or configuration, 3 this host cannot, 4 resource in use.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -19,8 +20,9 @@ use sd_notify::NotifyState;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
+use crate::config::{self, ConfigError};
 use crate::device::Device;
-use crate::keeper::role::{self, Place, become_keeper};
+use crate::keeper::role::{self, Place, become_keeper, is_worker};
 use crate::kept::Kept;
 use crate::options::{Common, PathProblem, SocketError, Switch};
 use crate::server::{Endpoint, Server, Settings};
@@ -39,6 +41,14 @@ pub trait Program: clap::Args + Sized {
     const EXAMPLES: &'static str;
     /// Optional features of the conventions that its options have.
     const CAPABILITIES: &'static [&'static str] = &[];
+
+    /// Looks at what [`Program::open`] would open, and leaves it as it is: a daemon may be serving it.
+    ///
+    /// # Errors
+    /// As from [`Program::open`].
+    fn check(&self) -> Result<(), Failure> {
+        Ok(())
+    }
 
     /// Opens all that the device needs, or takes it from `kept`, where a worker before this one had it put.
     ///
@@ -83,6 +93,12 @@ impl From<SocketError> for Failure {
     }
 }
 
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::option(error)
+    }
+}
+
 #[derive(Parser)]
 struct CommandLine<P: Program> {
     #[command(flatten)]
@@ -91,41 +107,75 @@ struct CommandLine<P: Program> {
     own: P,
 }
 
+/// What `--help` says of every daemon after its examples.
+const FILE_AND_CODES: &str = "\
+Configuration file:
+  socket-path = \"/run/outboard/vm1/device.sock\"    # each key is the name of an option
+  keeper = \"off\"                                   # numbers, true and false stand without quotes
+
+Exit codes:
+  0  asked to end
+  1  failure
+  2  bad option or configuration
+  3  this host cannot
+  4  resource in use";
+
+/// Its command line, as clap has it.
+pub fn command<P: Program>() -> clap::Command {
+    CommandLine::<P>::command()
+        .name(P::NAME)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(P::ABOUT)
+        .after_help(format!("{}\n\n{FILE_AND_CODES}", P::EXAMPLES))
+}
+
 /// Runs the daemon.
 pub fn main<P: Program>() -> ExitCode {
     if let Some(ended) = role::main(P::NAME) {
         return ended;
     }
-    let command = CommandLine::<P>::command()
-        .name(P::NAME)
-        .version(env!("CARGO_PKG_VERSION"))
-        .about(P::ABOUT)
-        .after_help(P::EXAMPLES);
+    let args: Vec<OsString> = std::env::args_os().collect();
     // The conventions: with --print-capabilities every other option is ignored, required ones too.
-    if std::env::args_os().any(|arg| arg == "--print-capabilities") {
+    if args.iter().any(|arg| arg == "--print-capabilities") {
         println!("{}", json!({ "type": P::TYPE, "features": P::CAPABILITIES }));
         return ExitCode::SUCCESS;
     }
-    let line = match CommandLine::<P>::from_arg_matches(&command.get_matches()) {
-        Ok(line) => line,
-        Err(error) => error.exit(),
-    };
-    log_to_stderr(line.common.log_level);
-    let ended = if line.common.keeper == Switch::On && line.common.worker.is_none() {
-        Place::new(&line.common).and_then(|place| Err(become_keeper(&place)))
-    } else {
-        if line.common.worker.is_some() {
-            crate::sys::set_name(P::NAME);
-        }
-        run(line)
-    };
-    match ended {
+    match start::<P>(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let _ = writeln!(io::stderr(), "{}: {}", P::NAME, failure.message);
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Becomes the keeper, or runs.
+fn start<P: Program>(args: Vec<OsString>) -> Result<(), Failure> {
+    let command = command::<P>();
+    // Behind a keeper, it has read the file.
+    let args = if is_worker(&args) { args } else { config::expand(&command, args)? };
+    let line = match CommandLine::<P>::from_arg_matches(&command.get_matches_from(&args)) {
+        Ok(line) => line,
+        Err(error) => error.exit(),
+    };
+    if line.common.check {
+        return check(&line);
+    }
+    log_to_stderr(line.common.log_level);
+    if line.common.worker.is_some() {
+        crate::sys::set_name(P::NAME);
+    } else if line.common.keeper == Switch::On {
+        return Err(become_keeper(&Place::new(&line.common)?, args));
+    }
+    run(line)
+}
+
+/// Says that all is well, if it is.
+fn check<P: Program>(line: &CommandLine<P>) -> Result<(), Failure> {
+    line.common.check()?;
+    line.own.check()?;
+    println!("{}", config::praise(P::NAME, line.common.config.as_deref()));
+    Ok(())
 }
 
 fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {

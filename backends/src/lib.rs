@@ -8,7 +8,7 @@
 //! Three verbs carry each of them: [`queue::Queue::next`], [`queue::Queue::complete`] and
 //! [`queue::Queue::abandon`]. Beside the data path, [`proto`] speaks vhost-user, [`session`] decides what a
 //! message means, [`server`] carries it out, [`worker`] runs the queues and, beside them, [`task`]s, and [`daemon`] is
-//! the way from the command line to all that; [`keeper`] holds the front-end while worker processes come and go. A
+//! the way from the command line ([`options`], and [`config`] for a file of them) to all that; [`keeper`] holds the front-end while worker processes come and go. A
 //! daemon adds a [`device::Device`] and a [`device::Handler`]; `README.md` of this
 //! crate builds one.
 //!
@@ -17,6 +17,7 @@
 #![deny(missing_docs)]
 
 pub mod chain;
+pub mod config;
 pub mod cpus;
 pub mod cursor;
 pub mod daemon;

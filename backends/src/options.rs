@@ -13,6 +13,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use thiserror::Error;
@@ -37,6 +38,14 @@ pub struct Common {
     /// Use this open descriptor: a listening socket, or one that a front-end is connected to
     #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(3..))]
     pub fd: Option<RawFd>,
+
+    /// Take options from this TOML file too; its keys are their names, and the command line wins
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Say whether the options are good, and what they name can be used, without serving; exit 0, or as a start would
+    #[arg(long)]
+    pub check: bool,
 
     /// Print what this program can do, as JSON, and exit
     #[arg(long)]
@@ -136,6 +145,19 @@ impl Common {
         Ok(channel.map(Arc::new))
     }
 
+    /// Looks at the socket that the options name, if they name one. One that another process listens on is good:
+    /// that may be the daemon that is to be started again.
+    ///
+    /// # Errors
+    /// [`SocketError`]
+    pub fn check(&self) -> Result<(), SocketError> {
+        match (&self.socket_path, self.fd) {
+            (Some(path), _) => check_listen("--socket-path", path),
+            (None, Some(fd)) => from_fd(fd).map(drop),
+            (None, None) => Ok(()),
+        }
+    }
+
     /// Opens the socket that the options or systemd name.
     ///
     /// # Errors
@@ -187,6 +209,28 @@ pub fn check_peer(option: &'static str, path: &Path) -> Result<(), SocketError> 
         _ => return Ok(()),
     };
     Err(SocketError::Path { option, path: path.into(), problem })
+}
+
+/// Whether a socket can be made at the path that `option` named, or replaced there.
+///
+/// # Errors
+/// [`SocketError::Path`], as from [`listen`].
+pub fn check_listen(option: &'static str, path: &Path) -> Result<(), SocketError> {
+    check_peer(option, path)?;
+    check_directory(path).map_err(|cause| SocketError::Path {
+        option,
+        path: path.into(),
+        problem: PathProblem::Bind(cause),
+    })
+}
+
+/// Whether this user may make and remove what is at the path.
+///
+/// # Errors
+/// The directory is missing, or not writable.
+pub fn check_directory(path: &Path) -> io::Result<()> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?)
 }
 
 /// A connection is tried without waiting: a listener whose backlog is full is one too. One whose process is gone is

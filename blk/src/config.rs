@@ -53,14 +53,23 @@ impl Program for Options {
         -device vhost-user-blk-pci,chardev=disk";
     const CAPABILITIES: &'static [&'static str] = &["read-only", "blk-file"];
 
+    fn check(&self) -> Result<(), Failure> {
+        Ok(File::check(&self.image())?)
+    }
+
     fn open(self, _: &Kept) -> Result<Blk<File>, Failure> {
-        let image = Image {
-            path: self.image,
+        Ok(Blk::new(File::open(&self.image())?, self.queues, &self.serial))
+    }
+}
+
+impl Options {
+    fn image(&self) -> Image {
+        Image {
+            path: self.image.clone(),
             read_only: self.read_only,
             direct: self.direct,
             block_bytes: self.block_size,
-        };
-        Ok(Blk::new(File::open(&image)?, self.queues, &self.serial))
+        }
     }
 }
 

@@ -109,11 +109,24 @@ impl File {
         File::try_open(image).map_err(|problem| ImageError { path: image.path.clone(), problem })
     }
 
+    /// Whether an image could be served if nobody else used it.
+    ///
+    /// # Errors
+    /// [`ImageError`]
+    pub fn check(image: &Image) -> Result<(), ImageError> {
+        File::unlocked(image).map(drop).map_err(|problem| ImageError { path: image.path.clone(), problem })
+    }
+
     fn try_open(image: &Image) -> Result<File, Problem> {
+        let file = File::unlocked(image)?;
+        lock(&file.cached, !image.read_only)?;
+        Ok(file)
+    }
+
+    fn unlocked(image: &Image) -> Result<File, Problem> {
         let cached = open(image)?;
         let size_bytes = size(image, &cached)?;
         let direct = image.direct.then(|| open_direct(image, &cached)).transpose()?;
-        lock(&cached, !image.read_only)?;
         Ok(File {
             cached,
             direct,

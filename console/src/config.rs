@@ -47,6 +47,19 @@ impl Program for Options {
         outboard-console --socket-path /run/outboard/vm1/console.sock --pty /run/outboard/vm1/hvc0\n  \
         screen /run/outboard/vm1/hvc0";
 
+    fn check(&self) -> Result<(), Failure> {
+        if let Some(link) = &self.pty {
+            Pty::check(link)?;
+        }
+        if let Some(path) = &self.listen {
+            Unix::check(path)?;
+        }
+        if let Some(path) = &self.connect {
+            Connect::check(path)?;
+        }
+        Ok(())
+    }
+
     fn open(self, kept: &Kept) -> Result<Console, Failure> {
         if let Some(link) = &self.pty {
             let pty = Pty::open(link, kept)?;

@@ -36,6 +36,12 @@ pub fn start(plan: Plan, start: Instant) -> Result<Machine, Error> {
     Opened::open(plan, start)?.create()?.load()?.attach()?.start()
 }
 
+/// Looks at the files that the machine would be built from, and at nothing else of the host.
+pub fn check(plan: &Plan) -> Result<(), Error> {
+    BootFiles::open(&plan.kernel, plan.initrd.as_deref(), &plan.cmdline)?;
+    Ok(())
+}
+
 /// The operator's files are open.
 struct Opened {
     plan: Plan,

@@ -1,11 +1,13 @@
 //! The command line: what the operator types, and the one line that answers a mistake.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use backends::config::{self, ConfigError};
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::RunOptions;
 use crate::error::{EXIT_OPTION, Error};
@@ -62,6 +64,14 @@ enum Command {
     },
 }
 
+/// The subcommand that takes a file of options.
+const RUN: &str = "run";
+
+/// The command line, as clap has it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// The whole program: parses, runs, and turns an error into one line and its exit code.
 pub fn main() -> ExitCode {
     let start = Instant::now();
@@ -90,6 +100,11 @@ impl<E: Into<Error>> From<E> for Stop {
 
 fn execute(command: Command, start: Instant) -> Result<(), Stop> {
     match command {
+        Command::Run(options) if options.is_check() => {
+            let praise = config::praise("outboard", options.file());
+            builder::check(&options.into_plan()?)?;
+            println!("{praise}");
+        }
         Command::Run(options) => {
             log_to_stderr();
             let plan = options.into_plan()?;
@@ -112,7 +127,7 @@ fn log_to_stderr() {
 }
 
 fn parse() -> Result<Command, Stop> {
-    match Cli::try_parse() {
+    match Cli::try_parse_from(with_file(std::env::args_os().collect())?) {
         Ok(cli) => Ok(cli.command),
         Err(error) => {
             let help_only = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
@@ -127,6 +142,17 @@ fn parse() -> Result<Command, Stop> {
     }
 }
 
+/// The command line, with what the file that `run --config` names says before the other options of `run`.
+fn with_file(mut args: Vec<OsString>) -> Result<Vec<OsString>, ConfigError> {
+    let cli = command();
+    let run = cli.find_subcommand(RUN).filter(|_| args.get(1).is_some_and(|arg| arg == RUN));
+    if let Some(run) = run {
+        let options = args.split_off(1);
+        args.extend(config::expand(run, options)?);
+    }
+    Ok(args)
+}
+
 /// The message of the parser without its usage and its line breaks.
 fn one_line(message: &str) -> String {
     let message = message.split("\n\nUsage:").next().unwrap_or(message);
@@ -138,11 +164,32 @@ fn one_line(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_of_run_can_stand_in_a_file() {
+        let text = "kernel = 'k'\ninitrd = 'i'\ncmdline = 'c'\nmemory = '1M'\ncpus = 1\ndevice = ['a', 'b']\n\
+                    serial = 'off'\non-reset = 'exit'\ntimings = 't'\n";
+        let cli = command();
+        let keys: Vec<&str> = config::keys(cli.find_subcommand(RUN).unwrap()).collect();
+        let given: Vec<&str> = text.lines().filter_map(|line| Some(line.split_once(' ')?.0)).collect();
+        assert_eq!(given, keys);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let path = file.path().display().to_string();
+        let line = ["outboard", "run", "--cpus", "2", "--config", &path, "--device=c"].map(OsString::from);
+        let args = with_file(line.to_vec()).unwrap();
+        let from_file =
+            ["--kernel=k", "--initrd=i", "--cmdline=c", "--memory=1M", "--device=a", "--device=b"];
+        let expected =
+            [&["outboard", "run"][..], &from_file, &["--serial=off", "--on-reset=exit", "--timings=t"]];
+        let expected = [expected.concat(), vec!["--cpus", "2", "--config", &path, "--device=c"]].concat();
+        assert_eq!(args, expected);
+        assert!(Cli::try_parse_from(args).is_ok());
     }
 
     #[test]

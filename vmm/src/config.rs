@@ -1,15 +1,14 @@
 //! `outboard run`: from options and a configuration file to a validated [`Plan`].
 //!
-//! The same options stand on the command line and, with the same names and the same values, in a TOML file; the
-//! command line wins, and devices of both are joined. Everything that can be refused without touching the host is
-//! refused here, with the option, its value and the cure; what leaves here names files that may still be missing.
+//! The same options stand on the command line and in a TOML file ([`backends::config`]), where the devices of both are
+//! joined. Everything that can be refused without touching the host is refused here, with the option, its value and
+//! the cure; what leaves here names files that may still be missing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
-use serde::Deserialize;
 
 use crate::memory::{self, MemoryError};
 use crate::pci::ecam::SLOTS;
@@ -22,13 +21,14 @@ pub const MAX_CPUS: u8 = 254;
 pub const MAX_DEVICES: usize = SLOTS as usize - 1;
 
 /// Options of `outboard run`, as given.
-#[derive(Debug, Default, Args, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Debug, Default, Args)]
 pub struct RunOptions {
-    /// Take options from this TOML file; its keys are the names of these options
+    /// Take options from this TOML file too; its keys are their names, and the command line wins
     #[arg(long, value_name = "FILE")]
-    #[serde(skip)]
     config: Option<PathBuf>,
+    /// Say whether the options are good, and what they name can be used, without a machine; exit 0, or as a start would
+    #[arg(long)]
+    check: bool,
     /// The kernel: an ELF with a PVH entry point (vmlinux), or a bzImage
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -47,7 +47,6 @@ pub struct RunOptions {
     /// A device of the guest: TYPE,socket=PATH[,id=NAME][,queues=N][,queue-size=N]; may be repeated.
     /// `queues` counts virtqueues; without it the daemon's answer decides
     #[arg(long = "device", value_name = "DEVICE")]
-    #[serde(default)]
     device: Vec<String>,
     /// The serial line (COM1): stdio, off, or file=PATH [default: stdio]
     #[arg(long, value_name = "WHERE")]
@@ -62,8 +61,7 @@ pub struct RunOptions {
 }
 
 /// What a reset by the guest leads to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnReset {
     /// The machine starts again.
     #[default]
@@ -126,24 +124,6 @@ pub enum ConfigError {
     /// The bus is full.
     #[error("--device: {0} devices, a machine takes at most {MAX_DEVICES}")]
     TooManyDevices(usize),
-    /// The file cannot be read.
-    #[error("--config {path}: {cause}", path = path.display())]
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// What the host said.
-        cause: std::io::Error,
-    },
-    /// The file cannot be understood.
-    #[error("--config {path}, line {line}: {cause}", path = path.display())]
-    Toml {
-        /// Its path.
-        path: PathBuf,
-        /// Where.
-        line: usize,
-        /// What is wrong there.
-        cause: String,
-    },
 }
 
 /// A machine that could be built.
@@ -170,31 +150,18 @@ pub struct Plan {
 }
 
 impl RunOptions {
-    /// Reads the configuration file, if there is one, and validates everything.
+    /// Whether the operator wants to know only whether these can be used.
+    pub fn is_check(&self) -> bool {
+        self.check
+    }
+
+    /// The file that some of these came from.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// Validates everything.
     pub fn into_plan(self) -> Result<Plan, ConfigError> {
-        match self.config.as_deref().map(from_file).transpose()? {
-            Some(file) => self.over(file).validate(),
-            None => self.validate(),
-        }
-    }
-
-    /// These options, and those of `file` where these are silent.
-    fn over(self, file: RunOptions) -> RunOptions {
-        RunOptions {
-            config: None,
-            kernel: self.kernel.or(file.kernel),
-            initrd: self.initrd.or(file.initrd),
-            cmdline: self.cmdline.or(file.cmdline),
-            memory: self.memory.or(file.memory),
-            cpus: self.cpus.or(file.cpus),
-            device: [file.device, self.device].concat(),
-            serial: self.serial.or(file.serial),
-            on_reset: self.on_reset.or(file.on_reset),
-            timings: self.timings.or(file.timings),
-        }
-    }
-
-    fn validate(self) -> Result<Plan, ConfigError> {
         let kernel = self.kernel.ok_or(ConfigError::NoKernel)?;
         let memory_bytes = parse_size(&self.memory.ok_or(ConfigError::NoMemory)?)?;
         memory::check_size(memory_bytes)?;
@@ -264,16 +231,6 @@ fn parse_devices(texts: &[String]) -> Result<Vec<DeviceSpec>, ConfigError> {
     Ok(devices)
 }
 
-fn from_file(path: &Path) -> Result<RunOptions, ConfigError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|cause| ConfigError::File { path: path.to_owned(), cause })?;
-    toml::from_str(&text).map_err(|error| {
-        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-        let line = before.lines().count().max(1) + usize::from(before.ends_with('\n'));
-        ConfigError::Toml { path: path.to_owned(), line, cause: error.message().replace('\n', " ") }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -304,49 +261,6 @@ mod tests {
         let plan = options(&[]).into_plan().unwrap();
         assert_eq!((plan.cpus, plan.serial, plan.on_reset), (1, SerialMode::Stdio, OnReset::Reboot));
         assert_eq!((plan.memory_bytes, plan.cmdline.as_str()), (64 << 20, ""));
-    }
-
-    #[test]
-    fn the_command_line_wins_over_the_file_and_devices_of_both_are_joined() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("vm.toml");
-        let text =
-            "kernel = 'file'\nmemory = '1G'\ncpus = 2\non-reset = 'exit'\ndevice = ['rng,socket=/a']\n";
-        std::fs::write(&path, text).unwrap();
-        let options = RunOptions { config: Some(path), kernel: None, ..options(&["blk,socket=/b"]) };
-        let plan = options.into_plan().unwrap();
-        assert_eq!((plan.kernel, plan.memory_bytes, plan.cpus), ("file".into(), 64 << 20, 2));
-        assert_eq!(plan.on_reset, OnReset::Exit);
-        let sockets: Vec<_> = plan.devices.iter().map(|device| device.socket.to_str().unwrap()).collect();
-        assert_eq!(sockets, ["/a", "/b"]);
-    }
-
-    #[test]
-    fn a_mistake_in_the_file_is_named_with_its_line() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("vm.toml");
-        for (text, wrong_line) in [
-            ("colour = 'red'\n", 1),
-            ("\n\nmemory = 1\n", 3),
-            ("cpus = 1\ncpus = 2\n", 2),
-            ("cpus = 1\n\ndevice = 'rng'", 3),
-            ("kernel = 'k'\nmemory = ", 2),
-        ] {
-            std::fs::write(&path, text).unwrap();
-            let Err(ConfigError::Toml { line, cause, .. }) = from_file(&path) else {
-                panic!("{text:?} was taken")
-            };
-            assert_eq!(line, wrong_line, "{text:?}: {cause}");
-            assert!(!cause.contains('\n'));
-        }
-    }
-
-    #[test]
-    fn every_option_but_config_itself_can_stand_in_the_file() {
-        let text = "kernel = 'k'\ninitrd = 'i'\ncmdline = 'c'\nmemory = '1M'\ncpus = 1\ndevice = []\n\
-                    serial = 'off'\non-reset = 'exit'\ntimings = 't'\n";
-        assert!(toml::from_str::<RunOptions>(text).is_ok());
-        assert!(toml::from_str::<RunOptions>("config = 'x'").is_err());
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub enum Error {
     /// A command line that does not parse.
     #[error("{0}")]
     Usage(String),
+    /// A file of options that cannot be used.
+    #[error(transparent)]
+    File(#[from] backends::config::ConfigError),
     /// Options that cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -84,7 +87,7 @@ impl Error {
     /// The exit code of the process.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Error::Usage(_) | Error::Config(_) | Error::OutputFile { .. } => EXIT_OPTION,
+            Error::Usage(_) | Error::File(_) | Error::Config(_) | Error::OutputFile { .. } => EXIT_OPTION,
             Error::Boot(_) => EXIT_OPTION,
             Error::Memory(MemoryError::Host { .. }) | Error::Kvm(_) | Error::CheckFailed(_) => EXIT_HOST,
             Error::Memory(_) => EXIT_OPTION,

@@ -175,14 +175,35 @@ fn files_that_were_there_before_keep_their_contents() {
 fn configuration_files_with_mistakes() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("vm.toml");
-    for (text, words) in
-        [("memory = \"64M\"\ncolour = \"red\"\n", ["line 2", "colour"]), ("cpus =\n", ["line 1", ""])]
-    {
+    for (text, words) in [
+        ("memory = \"64M\"\ncolour = \"red\"\n", ["line 2", "unknown key `colour`"]),
+        ("cpus =\n", ["line 1", ""]),
+        ("\n\nmemory = 1\n", ["line 3", "memory = 1: give a string in quotes"]),
+        ("cpus = 1\ncpus = 2\n", ["line 2", "duplicate key"]),
+        ("cpus = 1\n\ndevice = 'rng'", ["line 3", "give a list"]),
+        ("config = 'x'", ["line 1", "--config"]),
+    ] {
         fs::write(&path, text).unwrap();
         let path = path.display().to_string();
         refused(&["--config", &path], 2, &[&[path.as_str()], words.as_slice()].concat());
     }
     refused(&["--config", "/nowhere/vm.toml"], 2, &["--config /nowhere/vm.toml"]);
+}
+
+#[test]
+fn a_check_starts_nothing_and_tells_what_a_start_would_tell() {
+    let kernel = metal::image().unwrap().display().to_string();
+    let device = "rng,socket=/nowhere/rng";
+    let good = limited_run(&["--check", "--kernel", &kernel, "--memory", "64M", "--device", device]);
+    assert_eq!(good.status.code(), Some(0), "{good:?}");
+    assert_eq!(String::from_utf8_lossy(&good.stdout), "outboard: the command line can be used\n");
+    refused(&["--check", "--memory", "64M", "--cpus", "0"], 2, &["--cpus 0"]);
+    refused(&["--check", "--memory", "64M", "--initrd", "/nowhere/i"], 2, &["--initrd /nowhere/i"]);
+    assert_refused(
+        &limited_run(&["--check", "--kernel", "/nowhere/k", "--memory", "64M"]),
+        2,
+        &["/nowhere/k"],
+    );
 }
 
 /// `outboard run` in a mount namespace of its own, where `prepare` has been run as (its) root.

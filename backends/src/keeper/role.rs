@@ -1,7 +1,8 @@
 //! Becoming the keeper: the daemon executes itself again, in the same process.
 //!
 //! In: options that were found good, and what they say about the socket. Out: this process as a keeper, a small image
-//! that has parsed no options and started no threads. What it needs to know goes before the daemon's own arguments:
+//! that has parsed no options and started no threads. What it needs to know goes before the daemon's own arguments,
+//! among them by now what a file of options said ([`crate::config`]), which no worker reads again:
 //!
 //! ```text
 //! outboard-X --as-keeper KIND VALUE EXECUTABLE ARGUMENT...       KIND VALUE: path P | fd N
@@ -30,6 +31,8 @@ use crate::server::Endpoint;
 
 /// First argument of a keeper.
 const AS_KEEPER: &str = "--as-keeper";
+/// First argument of a worker.
+pub(super) const AS_WORKER: &str = "--worker";
 const SELF: &str = "/proc/self/exe";
 
 /// Where front-ends will come from.
@@ -83,10 +86,10 @@ impl Place {
     }
 }
 
-/// Makes this process the keeper of the daemon that its arguments describe. Returns only if that failed.
-pub fn become_keeper(place: &Place) -> Failure {
+/// Makes this process the keeper of the daemon that `args` describe, its name first. Returns only if that failed.
+pub fn become_keeper(place: &Place, args: Vec<OsString>) -> Failure {
     let begin = || -> Result<io::Error, io::Error> {
-        let mut own = std::env::args_os();
+        let mut own = args.into_iter();
         let name = own.next().unwrap_or_default();
         let mut command = Command::new(SELF);
         command.arg0(&name).arg(AS_KEEPER).args(place.to_args()?).arg(std::env::current_exe()?).args(own);
@@ -94,6 +97,11 @@ pub fn become_keeper(place: &Place) -> Failure {
     };
     let error = begin().unwrap_or_else(|error| error);
     Failure::host(format!("Cannot start the keeper from {SELF}: {error}; mount /proc, or use --keeper off"))
+}
+
+/// Whether a keeper started this process, with these arguments.
+pub fn is_worker(args: &[OsString]) -> bool {
+    args.get(1).is_some_and(|arg| arg == AS_WORKER)
 }
 
 /// Runs as the keeper, if that is what this process was started as.

@@ -17,6 +17,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Stop;
+use super::role::AS_WORKER;
 use super::signals::Signals;
 use crate::kept::channel::{Channel, Note};
 use crate::proto::wire::Header;
@@ -67,7 +68,7 @@ impl Worker {
         let (name, args) = program.args.split_first().ok_or(io::ErrorKind::InvalidInput)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.exe.as_raw_fd()));
         // Before the others, where nothing makes it anything but an option.
-        command.arg0(name).arg("--worker").arg(theirs.as_fd().as_raw_fd().to_string()).args(args);
+        command.arg0(name).arg(AS_WORKER).arg(theirs.as_fd().as_raw_fd().to_string()).args(args);
         for variable in OURS {
             command.env_remove(variable);
         }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use backends::device::Source;
 use backends::engine::Interest;
 use backends::kept::Kept;
+use backends::options::check_directory;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{CWD, Mode, OFlags, fcntl_setfl, openat};
 use rustix::io::fcntl_dupfd_cloexec;
@@ -68,6 +69,15 @@ pub struct Pty {
 }
 
 impl Pty {
+    /// Whether a link can be made at `link`.
+    ///
+    /// # Errors
+    /// [`PtyError::Taken`], [`PtyError::Link`]
+    pub fn check(link: &Path) -> Result<(), PtyError> {
+        refuse_other(link)?;
+        check_directory(link).map_err(|cause| PtyError::Link { link: link.into(), cause })
+    }
+
     /// Opens a pseudo-terminal, or takes the one that is there already, and makes `link` point to its slave.
     ///
     /// # Errors
@@ -167,12 +177,18 @@ struct Link {
     kept: Kept,
 }
 
+/// Nothing but a link may be replaced by ours.
+fn refuse_other(path: &Path) -> Result<(), PtyError> {
+    if path.symlink_metadata().is_ok_and(|there| !there.is_symlink()) {
+        return Err(PtyError::Taken(path.into()));
+    }
+    Ok(())
+}
+
 impl Link {
     fn make(path: &Path, target: PathBuf, kept: &Kept) -> Result<Link, PtyError> {
         let failed = |cause| PtyError::Link { link: path.into(), cause };
-        if path.symlink_metadata().is_ok_and(|there| !there.is_symlink()) {
-            return Err(PtyError::Taken(path.into()));
-        }
+        refuse_other(path)?;
         let mut beside = path.as_os_str().to_owned();
         beside.push(format!(".{}", std::process::id()));
         std::os::unix::fs::symlink(&target, &beside).map_err(failed)?;

@@ -15,7 +15,7 @@ use backends::device::Source;
 use backends::engine::Interest;
 use backends::kept::Kept;
 use backends::log::Gate;
-use backends::options::{PathProblem, SocketError, listen};
+use backends::options::{PathProblem, SocketError, check_listen, listen};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
@@ -23,6 +23,8 @@ use super::left::Left;
 use super::{Call, Channel, HostIo, HostSide, Moved};
 
 const LISTENER: Source = Source(0);
+/// The option that names it.
+const OPTION: &str = "--listen";
 /// Names under which the socket and its client are kept.
 const KEPT_LISTENER: &str = "console.listener";
 const KEPT_CLIENT: &str = "console.client";
@@ -40,12 +42,19 @@ pub struct Unix {
 }
 
 impl Unix {
+    /// Whether `path` can be listened on, also by taking it over.
+    ///
+    /// # Errors
+    /// [`SocketError::Path`], which names `--listen`.
+    pub fn check(path: &Path) -> Result<(), SocketError> {
+        check_listen(OPTION, path)
+    }
+
     /// Listens on `path`, or goes on listening there.
     ///
     /// # Errors
     /// [`SocketError::Path`], which names `--listen`.
     pub fn open(path: &Path, kept: &Kept) -> Result<Unix, SocketError> {
-        const OPTION: &str = "--listen";
         // Somebody may have taken its path away.
         let before = kept.take(KEPT_LISTENER).filter(|_| path.exists()).map(UnixListener::from);
         let listener = before.map_or_else(|| listen(OPTION, path), Ok)?;
