@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 
 use crate::notify::Signal;
 use crate::proto::{MemoryRegion, ProtocolFeatures, Reply, Request};
+use crate::session::F_RING_PACKED;
 
 /// A message that was accepted, and its descriptors.
 #[derive(Debug)]
@@ -107,6 +108,12 @@ impl Record {
             (Request::SetProtocolFeatures(bits), _) => {
                 self.protocol = ProtocolFeatures::from_bits_retain(*bits)
             }
+            (Request::SetFeatures(bits), _) => {
+                if bits & F_RING_PACKED == 0 {
+                    self.forget_packed();
+                }
+                self.put(request, fds);
+            }
             (Request::SetMemTable(regions), _) => self.set_memory(regions, fds),
             (Request::RemMemReg(region), _) => drop(self.said.remove(&Slot::Region(region.guest_addr))),
             (Request::GetVringBase { index }, Some(Reply::VringState { base, .. })) => {
@@ -163,6 +170,15 @@ impl Record {
             self.said.remove(&Slot::Kick(index));
             self.put(Request::SetVringBase { index, base }, Vec::new());
         }
+    }
+
+    /// Rings are split now. A base or a size that only packed ones have is of a driver before, and no worker takes it.
+    fn forget_packed(&mut self) {
+        self.said.retain(|_, said| match said.request {
+            Request::SetVringBase { base, .. } => base <= u32::from(u16::MAX),
+            Request::SetVringNum { num, .. } => num.is_power_of_two(),
+            _ => true,
+        });
     }
 
     fn reset_device(&mut self) {

@@ -32,7 +32,8 @@ use crate::proto::{Code, Inflight, MemoryRegion, ProtocolFeatures, Reply, Reques
 use crate::ring::Ring as Virtqueue;
 use crate::worker::Stop;
 pub use host::{Direction, Host, Refusal, RingStart};
-use ring::{F_RING_PACKED, Ring, RingState};
+pub(crate) use ring::F_RING_PACKED;
+use ring::{Ring, RingState};
 
 /// Longest queue there can be (virtio 1.3 §2.7, §2.8.10.1).
 pub const MAX_QUEUE_SIZE: u16 = 32768;

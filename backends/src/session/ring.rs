@@ -12,7 +12,7 @@ use crate::proto::VringAddr;
 use crate::ring::Layout;
 
 /// Feature bit: packed rings.
-pub(super) const F_RING_PACKED: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
+pub(crate) const F_RING_PACKED: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
 /// A ring as the messages described it so far.
 #[derive(Debug, Default)]

@@ -6,9 +6,10 @@ use backends::proto::Request;
 use backends::proto::wire::BackendCode;
 use rustix::process::Signal;
 use tests::daemon::Launch;
-use tests::frontend::{Frontend, Memory, Wants};
+use tests::frontend::{F_RING_PACKED, Frontend, Memory, Wants};
+use tests::guest::format::RingKind;
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
-use tests::machine::{Device, QUEUE_SIZE};
+use tests::machine::{Device, QUEUE_SIZE, RNG};
 use tests::random::Random;
 use tests::restart::soak::Device as Soaked;
 use tests::restart::{Mode, Rig};
@@ -166,4 +167,19 @@ fn k08_a_ring_whose_memory_was_taken_away_does_not_end_the_session(device: Devic
     machine.frontend.stop(device.queue).unwrap();
     let mut ring = machine.frontend.start_new(device.queue, QUEUE_SIZE).unwrap();
     machine.assert_serves(&mut ring);
+}
+
+/// A guest's packed rings, then a firmware that has split ones and leaves this queue alone.
+#[test]
+fn k08_a_ring_of_a_packed_driver_before_does_not_end_the_session() {
+    let mut device = RNG;
+    device.rings = RingKind::Packed;
+    let mut machine = device.boot();
+    let mut ring = machine.start_queue().unwrap();
+    machine.assert_serves(&mut ring);
+    machine.frontend.stop(machine.device.queue).unwrap();
+    let split = machine.frontend.features() & !F_RING_PACKED;
+    machine.frontend.tell(Request::SetFeatures(split), &[]).unwrap();
+    machine.daemon.kill_worker();
+    machine.frontend.sync().unwrap();
 }
