@@ -79,10 +79,10 @@ pub struct Common {
 /// Whether something is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Switch {
-    /// It is.
+    /// Yes.
     #[default]
     On,
-    /// It is not.
+    /// No.
     Off,
 }
 

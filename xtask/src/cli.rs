@@ -36,6 +36,8 @@ pub enum Command {
     Soak(Soak),
     /// Say how much of the code that hostile bytes reach the fuzz corpus covers; below 90 % is a failure.
     Coverage,
+    /// Write man pages and shell completions of the programs to target/man and target/completions.
+    Man,
     /// Run a command on a host whose KVM runs Linux: this one, or an emulated one.
     KvmHost(KvmHost),
 }

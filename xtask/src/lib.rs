@@ -27,6 +27,7 @@ pub mod interrupt;
 pub mod kernel;
 pub mod kvm_host;
 pub mod listen;
+pub mod manuals;
 pub mod packages;
 pub mod process;
 pub mod qemu;

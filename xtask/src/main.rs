@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench(&options).into(),
         Command::Soak(cli::Soak::Restart(options)) => u8::from(!xtask::soak::restart(&options)).into(),
         Command::Coverage => coverage().into(),
+        Command::Man => man().into(),
         Command::KvmHost(options) => kvm_host(&options).into(),
     }
 }
@@ -95,6 +96,16 @@ fn coverage() -> u8 {
         Err(error) => {
             complain(&error);
             if matches!(error, xtask::coverage::Error::Packages(_)) { PACKAGES_MISSING } else { 1 }
+        }
+    }
+}
+
+fn man() -> u8 {
+    match xtask::manuals::write() {
+        Ok(()) => 0,
+        Err(error) => {
+            complain(&error);
+            1
         }
     }
 }

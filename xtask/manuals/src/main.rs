@@ -1,0 +1,110 @@
+//! Man pages and shell completions of the programs: `manuals DIR`, called by `cargo xtask man`.
+//!
+//! In: the definitions with which each program parses its command line. Out: `DIR/man/NAME.1`, for subcommands too, and
+//! `DIR/completions/` for bash, zsh and fish. Nothing is said here that `--help` does not say; the text after its options
+//! becomes sections of its own. A package of its own, so that neither the programs nor `cargo xtask` carry it.
+#![forbid(unsafe_code)]
+
+mod page;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Command, Parser};
+use clap_complete::Shell;
+
+/// Shells that get completions.
+const SHELLS: [Shell; 3] = [Shell::Bash, Shell::Zsh, Shell::Fish];
+
+#[derive(Parser)]
+struct Cli {
+    /// Where to write man/ and completions/.
+    dir: PathBuf,
+}
+
+/// The programs' command lines.
+fn programs() -> [Command; 4] {
+    [
+        outboard::cli::command(),
+        backends::daemon::command::<outboard_rng::config::Options>(),
+        backends::daemon::command::<outboard_blk::config::Options>(),
+        backends::daemon::command::<outboard_console::config::Options>(),
+    ]
+}
+
+fn main() -> ExitCode {
+    match write(&Cli::parse().dir) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("manuals: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn write(dir: &Path) -> io::Result<()> {
+    let [man, completions] = ["man", "completions"].map(|name| dir.join(name));
+    std::fs::create_dir_all(&man)?;
+    std::fs::create_dir_all(&completions)?;
+    for program in programs() {
+        let mut shown = shown(&program);
+        page::write_all(program, &man)?;
+        for shell in SHELLS {
+            let name = shown.get_name().to_owned();
+            clap_complete::generate_to(shell, &mut shown, name, &completions)?;
+        }
+    }
+    Ok(())
+}
+
+/// What people are shown of a program: bash would complete the rest too.
+fn shown(program: &Command) -> Command {
+    Command::new(program.get_name().to_owned())
+        .version(program.get_version().unwrap_or_default().to_owned())
+        .about(program.get_about().cloned().unwrap_or_default())
+        .args(program.get_arguments().filter(|arg| !arg.is_hide_set()))
+        .subcommands(program.get_subcommands().filter(|command| !command.is_hide_set()).map(shown))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_program_and_subcommand_has_a_page_that_names_every_option_people_are_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path()).unwrap();
+        let page =
+            |name: &str| std::fs::read_to_string(dir.path().join("man").join(format!("{name}.1"))).unwrap();
+        for program in programs() {
+            let name = program.get_name().to_owned();
+            let subcommands =
+                program.get_subcommands().map(|sub| (format!("{name}-{}", sub.get_name()), sub));
+            for (name, command) in subcommands.chain([(name.clone(), &program)]) {
+                let page = page(&name).replace("\\-", "-");
+                for arg in command.get_arguments() {
+                    let long = format!("--{}", arg.get_long().unwrap());
+                    assert_eq!(page.contains(&long), !arg.is_hide_set(), "{name} {long}");
+                }
+            }
+        }
+        assert!(
+            page("outboard-blk").contains(".SH \"EXAMPLES\"")
+                && page("outboard-blk").contains(".SH \"EXIT CODES\"")
+        );
+    }
+
+    #[test]
+    fn completions_know_options_and_their_values() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path()).unwrap();
+        for file in ["outboard-blk.bash", "_outboard-blk", "outboard-blk.fish"] {
+            let text = std::fs::read_to_string(dir.path().join("completions").join(file)).unwrap();
+            for word in ["block-size", "4096", "io-uring"] {
+                assert!(text.contains(word), "{word} in {file}");
+            }
+            assert!(!text.contains("--worker"), "{file}");
+        }
+    }
+}
