@@ -5,6 +5,7 @@
 //! Exit codes: 0 asked to end, 1 failure, 2 bad option or configuration, 3 this host cannot, 4 resource in use.
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +25,7 @@ use crate::config::{self, ConfigError};
 use crate::device::Device;
 use crate::keeper::role::{self, Place, become_keeper, is_worker};
 use crate::kept::Kept;
-use crate::options::{Common, PathProblem, SocketError, Switch};
+use crate::options::{Common, PathProblem, SocketError, Switch, one_line};
 use crate::server::{Endpoint, Server, Settings};
 
 /// What one daemon is, beside what all are.
@@ -137,10 +138,14 @@ pub fn main<P: Program>() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     // The conventions: with --print-capabilities every other option is ignored, required ones too.
     if args.iter().any(|arg| arg == "--print-capabilities") {
-        println!("{}", json!({ "type": P::TYPE, "features": P::CAPABILITIES }));
-        return ExitCode::SUCCESS;
+        return end::<P>(say(&json!({ "type": P::TYPE, "features": P::CAPABILITIES })));
     }
-    match start::<P>(args) {
+    end::<P>(start::<P>(args))
+}
+
+/// Tells why it ended, if that was not asked for.
+fn end<P: Program>(ended: Result<(), Failure>) -> ExitCode {
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let _ = writeln!(io::stderr(), "{}: {}", P::NAME, failure.message);
@@ -154,9 +159,13 @@ fn start<P: Program>(args: Vec<OsString>) -> Result<(), Failure> {
     let command = command::<P>();
     // Behind a keeper, it has read the file.
     let args = if is_worker(&args) { args } else { config::expand(&command, args)? };
-    let line = match CommandLine::<P>::from_arg_matches(&command.get_matches_from(&args)) {
+    let parsed =
+        command.try_get_matches_from(&args).and_then(|line| CommandLine::<P>::from_arg_matches(&line));
+    let line = match parsed {
         Ok(line) => line,
-        Err(error) => error.exit(),
+        Err(error) if error.use_stderr() => return Err(Failure::option(one_line(&error))),
+        // Help and version.
+        Err(error) => return error.print().map_err(unsaid),
     };
     if line.common.check {
         return check(&line);
@@ -174,8 +183,16 @@ fn start<P: Program>(args: Vec<OsString>) -> Result<(), Failure> {
 fn check<P: Program>(line: &CommandLine<P>) -> Result<(), Failure> {
     line.common.check()?;
     line.own.check()?;
-    println!("{}", config::praise(P::NAME, line.common.config.as_deref()));
-    Ok(())
+    say(&config::praise(P::NAME, line.common.config.as_deref()))
+}
+
+/// One line on standard output.
+fn say(line: &dyn Display) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{line}").map_err(unsaid)
+}
+
+fn unsaid(cause: io::Error) -> Failure {
+    Failure::host(format!("Cannot write to standard output: {cause}"))
 }
 
 fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {

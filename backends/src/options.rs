@@ -171,6 +171,15 @@ impl Common {
     }
 }
 
+/// What clap says of a mistake, without its usage and its line breaks.
+pub fn one_line(error: &clap::Error) -> String {
+    let message = error.render().to_string();
+    let message = message.split("\n\nUsage:").next().unwrap_or_default();
+    let message = message.split("\n\nFor more").next().unwrap_or_default();
+    let words: Vec<&str> = message.trim_start_matches("error: ").split_whitespace().collect();
+    format!("{}; see --help", words.join(" "))
+}
+
 /// Listens at the path that `option` named. A socket that nobody listens on is what a daemon that was killed
 /// leaves: it is replaced.
 ///

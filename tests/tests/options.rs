@@ -18,11 +18,12 @@ fn run(args: &[&str]) -> Exit {
     launch().args(args.iter().copied()).run()
 }
 
-/// It ended with this code and one line that holds all of `words`.
+/// It ended with this code, and its last line holds all of `words`.
 #[track_caller]
 fn assert_refused(exit: &Exit, code: i32, words: &[&str]) {
     assert_eq!(exit.code, Some(code), "{exit}");
-    assert!(words.iter().all(|word| exit.stderr.contains(word)), "{words:?} in: {}", exit.stderr);
+    let line = exit.stderr.lines().last().unwrap_or_default();
+    assert!(words.iter().all(|word| line.contains(word)), "{words:?} in: {}", exit.stderr);
 }
 
 /// A front-end on this socket gets random bytes.
@@ -46,6 +47,15 @@ fn capabilities_are_json_whatever_else_is_said() {
 }
 
 #[test]
+fn an_answer_that_nobody_can_take_is_told() {
+    for what in ["--print-capabilities", "--check", "--help", "--version"] {
+        let rng = tests::daemon::binary("outboard-rng").display().to_string();
+        let exit = Launch::of("sh").args(["-c", "exec \"$0\" \"$1\" >/dev/full", &rng, what]).run();
+        assert_refused(&exit, 1, &["standard output", "No space left"]);
+    }
+}
+
+#[test]
 fn a_missing_socket_is_told() {
     assert_refused(&run(&[]), 2, &["--socket-path", "--fd"]);
 }
@@ -53,6 +63,8 @@ fn a_missing_socket_is_told() {
 #[test]
 fn an_unknown_option_is_told() {
     assert_refused(&run(&["--no-such-thing"]), 2, &["--no-such-thing"]);
+    let similar = "unexpected argument '--sockt-path' found tip: a similar argument exists: '--socket-path'";
+    assert_refused(&run(&["--sockt-path", "/s"]), 2, &[similar]);
     assert_refused(&run(&["--engine", "steam", "--fd", "3"]), 2, &["--engine", "steam", "io-uring"]);
     assert_refused(&run(&["--fd", "x"]), 2, &["--fd", "x"]);
 }

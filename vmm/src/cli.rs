@@ -1,16 +1,17 @@
 //! The command line: what the operator types, and the one line that answers a mistake.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use backends::config::{self, ConfigError};
+use backends::options::one_line;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::RunOptions;
-use crate::error::{EXIT_OPTION, Error};
+use crate::error::{EXIT_OPTION, Error, system};
 use crate::{builder, check};
 
 const EXAMPLES: &str = "\
@@ -103,7 +104,7 @@ fn execute(command: Command, start: Instant) -> Result<(), Stop> {
         Command::Run(options) if options.is_check() => {
             let praise = config::praise("outboard", options.file());
             builder::check(&options.into_plan()?)?;
-            println!("{praise}");
+            writeln!(std::io::stdout(), "{praise}").map_err(system("write to standard output"))?;
         }
         Command::Run(options) => {
             log_to_stderr();
@@ -132,7 +133,7 @@ fn parse() -> Result<Command, Stop> {
         Err(error) => {
             let help_only = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
             if error.use_stderr() && !help_only {
-                return Err(Error::Usage(one_line(&error.render().to_string())).into());
+                return Err(Error::Usage(one_line(&error)).into());
             }
             // A closed pipe is no reason to complain about help that nobody reads.
             let _ = error.print();
@@ -151,14 +152,6 @@ fn with_file(mut args: Vec<OsString>) -> Result<Vec<OsString>, ConfigError> {
         args.extend(config::expand(run, options)?);
     }
     Ok(args)
-}
-
-/// The message of the parser without its usage and its line breaks.
-fn one_line(message: &str) -> String {
-    let message = message.split("\n\nUsage:").next().unwrap_or(message);
-    let message = message.split("\n\nFor more").next().unwrap_or(message);
-    let words: Vec<&str> = message.trim_start_matches("error: ").split_whitespace().collect();
-    format!("{}; see --help", words.join(" "))
 }
 
 #[cfg(test)]
@@ -197,7 +190,7 @@ mod tests {
         let Err(error) = Cli::try_parse_from(["outboard", "run", "--cpus", "many"]) else {
             panic!("--cpus many was accepted");
         };
-        let line = one_line(&error.render().to_string());
+        let line = one_line(&error);
         assert_eq!(line, "invalid value 'many' for '--cpus <N>': invalid digit found in string; see --help");
     }
 }

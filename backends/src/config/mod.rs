@@ -4,8 +4,8 @@
 //! says put before it, for clap to parse:
 //!
 //! ```text
-//! rng.toml:  queues = 4            outboard-blk --config rng.toml --engine epoll
-//!            read-only = true   →  outboard-blk --queues=4 --read-only --config rng.toml --engine epoll
+//! disk.toml:  queues = 4            outboard-blk --config disk.toml --engine epoll
+//!             read-only = true   →  outboard-blk --queues=4 --read-only --config disk.toml --engine epoll
 //! ```
 //! So there is one list of options, and a key means what its option means. A key is the long name of an option that
 //! people are shown. A number is written as a TOML number, a flag as `true` or `false`, an option that may be repeated
