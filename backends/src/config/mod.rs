@@ -12,8 +12,9 @@
 //! as a list, everything else as the string that the command line would take.
 //!
 //! Promises: the command line wins, over the key of the same name and over keys that cannot stand beside what it says
-//! (`--fd` over `socket-path`); only an option that may be repeated is joined, the file's first. Every mistake in the
-//! file is told with its line and its cure, before anything is opened.
+//! (`--fd` over `socket-path`); only an option that may be repeated is joined, the file's first. A flag that the file
+//! sets stays set, for no option takes it back. Every mistake in the file is told with its line and its cure, before
+//! anything is opened.
 //! Refuses: keys that are no option, twice the same key, values of another type or out of range, keys that exclude each
 //! other, what belongs on the command line only (`--config` itself), and a file over 1 MiB.
 //!
@@ -32,7 +33,6 @@ use std::path::{Path, PathBuf};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
-
 use thiserror::Error;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};

@@ -142,3 +142,13 @@ fn files_that_cannot_be_read_and_files_without_end_are_told() {
     std::fs::write(binary.path(), [0xff, 0xfe]).unwrap();
     assert!(told(binary.path().to_str().unwrap()).contains("UTF-8"));
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_string_arrives_as_it_stands_in_the_file(value in "[^\u{0}\u{7f}]{1,40}") {
+        // A string of JSON is one of TOML, but for DEL.
+        let args = expanded(&format!("stdio = true\nsocket-path = {}", serde_json::json!(value)), &[]).unwrap();
+        let parsed = command().try_get_matches_from([vec!["prog".to_owned()], args].concat()).unwrap();
+        proptest::prop_assert_eq!(parsed.get_one::<PathBuf>("socket_path").unwrap(), Path::new(&value));
+    }
+}
