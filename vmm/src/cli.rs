@@ -38,7 +38,7 @@ On a terminal, Ctrl-A then X ends the machine.
 Exit codes:
   0  the guest switched off, or a signal asked to end
   1  failure
-  2  bad option
+  2  bad option or configuration
   3  this host cannot
   4  a device failed at start
   5  the guest crashed, or KVM could not go on

@@ -62,6 +62,16 @@ fn every_cpu_starts() {
 }
 
 #[test]
+fn options_from_a_file_make_the_same_machine() {
+    let machine = metal("metal=smp then-reset");
+    let file = machine.dir().join("vm.toml");
+    std::fs::write(&file, "cpus = 3\non-reset = 'exit'\nmemory = '1T'\nkernel = '/nowhere'\n").unwrap();
+    // Memory and kernel are on the command line too.
+    let ended = machine.option("--config", file.to_str().unwrap()).finish();
+    assert!(ended.code(0).serial.contains("metal: smp 3 CPUs\n"), "{ended:#?}");
+}
+
+#[test]
 fn a_reset_ends_the_machine_when_asked_to() {
     let ended = metal("metal=reset").option("--on-reset", "exit").finish();
     assert_eq!(ended.code(0).serial, "metal: reset\n");

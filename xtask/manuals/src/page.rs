@@ -31,6 +31,8 @@ fn write(command: Command, dir: &Path) -> io::Result<()> {
     let man = Man::new(command).manual("Outboard");
     let mut page = Vec::new();
     man.render_title(&mut page)?;
+    // Options with long values would tear a line that is adjusted on both sides apart.
+    writeln!(page, ".ad l")?;
     man.render_name_section(&mut page)?;
     let synopsis = escaped(usage.trim_start_matches("Usage:").trim_start());
     writeln!(page, ".SH \"SYNOPSIS\"\n{synopsis}")?;
