@@ -34,6 +34,7 @@ pub mod memory;
 pub mod notify;
 pub mod options;
 mod order;
+mod passing;
 mod pause;
 pub mod proto;
 pub mod queue;

@@ -3,15 +3,13 @@
 //! In: a [`Note`] and descriptors. Out: the same at the other end, whole or not at all. Promises: nothing here waits.
 //! Refuses a packet that is no note, or one whose descriptors did not all arrive.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
+
+use crate::passing;
 
 /// Longest name of what is kept, as for systemd's descriptor store.
 const MAX_NAME_BYTES: usize = 255;
@@ -98,13 +96,7 @@ impl Channel {
     /// # Errors
     /// The other end is gone, or has not read for long.
     pub fn send(&self, note: &Note, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(Errno::TOOMANYREFS.into());
-        }
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        sendmsg(&self.0, &[IoSlice::new(&note.to_bytes())], &mut control, flags)?;
+        passing::send(&self.0, &note.to_bytes(), fds, SendFlags::DONTWAIT)?;
         Ok(())
     }
 
@@ -114,26 +106,17 @@ impl Channel {
     /// `UnexpectedEof`: the other end is gone; others: what came is no note.
     pub fn try_recv(&self) -> io::Result<Option<(Note, Vec<OwnedFd>)>> {
         let mut bytes = [0; MAX_NOTE_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let received = match recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags) {
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+        let received = match passing::recv(&self.0, &mut bytes, RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN) => return Ok(None),
             Err(Errno::CONNRESET) => return Err(io::ErrorKind::UnexpectedEof.into()),
             other => other?,
         };
-        let mut fds = Vec::new();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(passed) = message {
-                fds.extend(passed);
-            }
-        }
         if received.bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let whole = !received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+        let whole = received.whole && received.fds.len() <= MAX_DESCRIPTORS;
         let note = bytes.get(..received.bytes).filter(|_| whole).and_then(Note::from_bytes);
-        note.map(|note| Some((note, fds))).ok_or_else(|| io::Error::other("what came is no note"))
+        note.map(|note| Some((note, received.fds))).ok_or_else(|| io::Error::other("what came is no note"))
     }
 }
 

@@ -18,24 +18,20 @@
     )
 )]
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use rustix::net::{RecvFlags, SendFlags};
 use thiserror::Error;
 
 use super::wire::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES};
+use crate::passing;
 
-/// Descriptors for which there is room in one message. Four times what any message carries, so that a
-/// message with a few too many is refused with an answer instead of a hang-up.
+/// Most descriptors of one message. Four times what any message carries, so that a message with a few too many is
+/// refused with an answer instead of a hang-up.
 const MAX_DESCRIPTORS: usize = 32;
 /// How long a peer may take to finish a message it began, or to take an answer.
 pub const MESSAGE_DEADLINE: Duration = Duration::from_secs(2);
@@ -158,12 +154,11 @@ impl Connection {
         let mut rest = bytes.as_slice();
         let mut fds = fds;
         while !rest.is_empty() {
-            match send_some(&self.socket, rest, fds) {
+            match passing::send(&self.socket, rest, fds, SendFlags::DONTWAIT) {
                 Ok(sent) => {
                     rest = rest.get(sent..).unwrap_or_default();
                     fds = &[];
                 }
-                Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.wait(PollFlags::OUT, deadline)?,
                 Err(errno) => return Err(errno.into()),
             }
@@ -187,23 +182,9 @@ impl Connection {
     fn recv_some(&mut self, want: usize) -> Result<(), TransportError> {
         let mut bytes = [0u8; MAX_PAYLOAD_BYTES];
         let buffer = bytes.get_mut(..want).unwrap_or_default();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let received = loop {
-            match recvmsg(&self.socket, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
-                Err(Errno::INTR) => {}
-                other => break other?,
-            }
-        };
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(fds) = message {
-                self.partial.fds.extend(fds);
-            }
-        }
-        if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-            || self.partial.fds.len() > MAX_DESCRIPTORS
-        {
+        let received = passing::recv(&self.socket, buffer, RecvFlags::DONTWAIT)?;
+        self.partial.fds.extend(received.fds);
+        if !received.whole || self.partial.fds.len() > MAX_DESCRIPTORS {
             return Err(TransportError::Truncated);
         }
         if received.bytes == 0 {
@@ -244,15 +225,6 @@ impl Partial {
         let payload = whole.bytes.get(HEADER_BYTES..).unwrap_or_default().to_vec();
         Frame { header, payload, fds: whole.fds }
     }
-}
-
-fn send_some(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Errno::TOOMANYREFS);
-    }
-    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
 }
 
 #[cfg(test)]
