@@ -268,6 +268,11 @@ impl Unlink {
     pub(crate) fn new(path: PathBuf) -> Unlink {
         Unlink { bound: identity(&path), path }
     }
+
+    /// Leaves it there: another process listens.
+    pub(crate) fn leave(&mut self) {
+        self.bound = None;
+    }
 }
 
 impl Drop for Unlink {

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::cpus::CpuList;
 use crate::engine::EngineKind;
+use crate::keeper::is_stored;
 use crate::kept::channel::Channel;
 use crate::server::Endpoint;
 
@@ -268,7 +269,8 @@ pub(crate) fn from_fd(fd: RawFd) -> Result<Endpoint, SocketError> {
 /// The descriptor that systemd calls `vhost-user`, or the only one it passed.
 fn activated() -> Result<Option<RawFd>, SocketError> {
     let passed = sd_notify::listen_fds_with_names().map_err(|e| SocketError::Activation(e.to_string()))?;
-    let passed: Vec<(RawFd, String)> = passed.collect();
+    // A keeper's are taken by the next keeper.
+    let passed: Vec<(RawFd, String)> = passed.filter(|(_, name)| !is_stored(name)).collect();
     match passed.as_slice() {
         [] => Ok(None),
         [(fd, _)] => Ok(Some(*fd)),

@@ -6,13 +6,15 @@
 //! without a connection that the daemon would have to serve.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use rustix::fs::inotify;
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use tempfile::TempDir;
 use thiserror::Error;
@@ -29,6 +31,11 @@ use crate::wait;
 pub const PASSED_FD: i32 = 3;
 /// What stands before the program: the socket moves from standard input to descriptor 3.
 const HANDOVER: &str = r#"exec 3<&0 </dev/null; export LISTEN_PID=$$; exec "$@""#;
+/// The same for any number of descriptors, which come under the numbers of the first arguments, up to a `--`.
+const HANDOVER_ALL: &str = r#"to=3; while test "$1" != --; do eval "exec $to<&$1 $1<&-"; to=$((to + 1)); shift; done
+shift; export LISTEN_PID=$$; exec "$@""#;
+/// Numbers over those that the descriptors come to have.
+const HIGH: i32 = 500;
 /// `__SO_ACCEPTCON` in the flags column of /proc/net/unix.
 const ACCEPTING: u32 = 1 << 16;
 
@@ -71,6 +78,7 @@ pub struct Launch {
     dir: TempDir,
     stdin: Option<OwnedFd>,
     passed: bool,
+    activated: Vec<(String, OwnedFd)>,
 }
 
 impl Launch {
@@ -89,7 +97,8 @@ impl Launch {
     pub fn of(program: impl Into<PathBuf>) -> Launch {
         let dir = tempfile::Builder::new().prefix("outboard-").tempdir();
         let dir = dir.unwrap_or_else(|e| panic!("temporary directory: {e}"));
-        Launch { program: program.into(), args: Vec::new(), env: Vec::new(), dir, stdin: None, passed: false }
+        let (args, env, activated) = (Vec::new(), Vec::new(), Vec::new());
+        Launch { program: program.into(), args, env, dir, stdin: None, passed: false, activated }
     }
 
     /// The same with another program.
@@ -137,6 +146,12 @@ impl Launch {
         self.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", name).pass(fd)
     }
 
+    /// Hands over all of these as systemd does, for one start.
+    pub fn activate_all(mut self, fds: Vec<(String, OwnedFd)>) -> Launch {
+        self.activated = fds;
+        self
+    }
+
     /// Starts it with `--socket-path` in its directory and returns when it listens there.
     ///
     /// # Errors
@@ -157,8 +172,16 @@ impl Launch {
     }
 
     fn spawn(&mut self) -> Child {
+        // What others start meanwhile must not inherit what is handed over.
+        static SPAWNING: Mutex<()> = Mutex::new(());
+        let _alone = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let (names, fds): (Vec<_>, Vec<_>) =
+            self.activated.drain(..).map(|(name, fd)| (name, inheritable(&fd))).unzip();
         let stdin = self.stdin.take();
-        let mut command = self.command();
+        let mut command = self.command(&fds);
+        if !fds.is_empty() {
+            command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        }
         command.args(&self.args).envs(self.env.clone()).current_dir(self.dir());
         command.stdin(stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(self.output("stdout")).stderr(self.output("stderr"));
@@ -173,11 +196,22 @@ impl Launch {
         self.start().wait_exit()
     }
 
-    fn command(&self) -> Command {
-        let (shell, pdeathsig) = (["sh", "-c", HANDOVER, "sh"], ["setpriv", "--pdeathsig", "KILL", "--"]);
-        let before = if self.passed { &shell[..] } else { &[] };
-        let mut words = before.iter().chain(&pdeathsig);
-        let mut command = Command::new(words.next().unwrap_or(&"sh"));
+    fn command(&self, activated: &[OwnedFd]) -> Command {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let before = match (activated, self.passed) {
+            ([], false) => Vec::new(),
+            ([], true) => words(&["sh", "-c", HANDOVER, "sh"]),
+            (fds, _) => {
+                let numbers = fds.iter().map(|fd| fd.as_raw_fd().to_string());
+                words(&["bash", "-c", HANDOVER_ALL, "bash"])
+                    .into_iter()
+                    .chain(numbers)
+                    .chain(["--".into()])
+                    .collect()
+            }
+        };
+        let mut words = before.into_iter().chain(words(&["setpriv", "--pdeathsig", "KILL", "--"]));
+        let mut command = Command::new(words.next().unwrap_or_default());
         command.args(words).arg(&self.program);
         command
     }
@@ -186,6 +220,13 @@ impl Launch {
         let file = File::options().create(true).append(true).open(self.dir().join(name));
         file.unwrap_or_else(|e| panic!("create {name}: {e}")).into()
     }
+}
+
+/// The same open file for a child to have.
+fn inheritable(fd: &OwnedFd) -> OwnedFd {
+    let copy =
+        fcntl_dupfd_cloexec(fd, HIGH).and_then(|copy| fcntl_setfd(&copy, FdFlags::empty()).map(|()| copy));
+    copy.unwrap_or_else(|e| panic!("descriptor to hand over: {e}"))
 }
 
 /// A running program; ended when dropped.
@@ -266,6 +307,29 @@ impl Daemon {
         self.await_listening(&self.socket.clone())
     }
 
+    /// Starts it again, after its end, with the same options and with these descriptors, as systemd does.
+    pub fn start_again(&mut self, fds: Vec<(String, OwnedFd)>) {
+        self.launch.activated = fds;
+        self.child = self.launch.spawn();
+    }
+
+    /// Returns when a daemon that was started again listens on its socket.
+    ///
+    /// # Errors
+    /// It ends or does not listen.
+    pub fn wait_again(&mut self) -> Result<(), DaemonError> {
+        self.await_listening(&self.socket.clone())
+    }
+
+    /// Asks it to end (SIGTERM) and waits for that, to start it again; how it ended.
+    ///
+    /// # Panics
+    /// It does not end within the deadline.
+    pub fn stop(&mut self) -> Exit {
+        let _ = kill_process(self.rustix_pid(), Signal::TERM);
+        self.reap()
+    }
+
     /// Kills it (SIGKILL) and waits until it is gone, and its worker, which then ends by itself.
     ///
     /// # Panics
@@ -293,6 +357,10 @@ impl Daemon {
     /// # Panics
     /// It does not end within the deadline.
     pub fn wait_exit(mut self) -> Exit {
+        self.reap()
+    }
+
+    fn reap(&mut self) -> Exit {
         let ended = wait::one_readable(&self.pidfd(), wait::deadline());
         assert!(ended, "the program does not end; it said: {}", self.stderr());
         let status = self.child.wait().unwrap_or_else(|e| panic!("wait for the program: {e}"));
@@ -413,7 +481,8 @@ mod tests {
     fn shell(script: &str) -> Launch {
         let dir = TempDir::new().unwrap();
         let args = vec!["-c".to_owned(), script.to_owned()];
-        Launch { program: "/bin/sh".into(), args, env: Vec::new(), dir, stdin: None, passed: false }
+        let program = "/bin/sh".into();
+        Launch { program, args, env: Vec::new(), dir, stdin: None, passed: false, activated: Vec::new() }
     }
 
     #[test]

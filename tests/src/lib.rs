@@ -31,6 +31,7 @@ pub mod guest;
 pub mod kills;
 pub mod liar;
 pub mod machine;
+pub mod manager;
 pub mod metal;
 pub mod oracle;
 pub mod random;

@@ -16,7 +16,8 @@
 //!
 //! The daemon is started as one process, which checks its options and then becomes the keeper ([`role`]). SIGTERM and
 //! SIGINT end both, SIGHUP starts the next worker from what the executable's path names now, with the same front-end.
-//! If the keeper is killed the worker is, too.
+//! If the keeper is killed the worker is, too. Under a service manager that stores descriptors the next keeper then goes
+//! on with the same front-end ([`store`]), and also after SIGTERM, if there is a next one.
 
 #![cfg_attr(
     not(test),
@@ -28,6 +29,7 @@ mod proxy;
 mod record;
 pub mod role;
 mod signals;
+mod store;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -49,6 +51,8 @@ use pace::Pace;
 use proxy::{FrontEnd, With};
 use role::Place;
 use signals::Signals;
+pub(crate) use store::is_ours as is_stored;
+use store::{Entry, Kind, Store};
 use worker::{Gift, Program, Worker};
 
 /// How long an accept that failed for want of descriptors or memory is left alone.
@@ -109,6 +113,7 @@ struct Keeper {
     stirred: bool,
     /// The socket we bound, removed with the keeper.
     socket: Option<Unlink>,
+    store: Store,
 }
 
 impl Keeper {
@@ -124,12 +129,19 @@ impl Keeper {
                 break stop;
             }
         };
+        self.save();
+        if self.store.is_there() && self.front_end.is_some() {
+            // Another keeper goes on: what it needs of ours stays.
+            self.socket.iter_mut().for_each(Unlink::leave);
+            self.worker.iter().for_each(Worker::leave);
+        }
         let ended = self.worker.take().map(|mut worker| worker.terminate());
         if matches!(stop, Stop::Asked) { Ok(ended.flatten()) } else { Err(stop) }
     }
 
     /// One step: a worker, what it has to hear, and the next thing that happens.
     fn turn(&mut self) -> Result<(), Stop> {
+        self.save();
         if self.worker.is_none() {
             self.start()?;
         }
@@ -144,6 +156,7 @@ impl Keeper {
                 }
             }
             front_end.deliver(with)?;
+            self.save();
         }
         self.proven = None;
         self.listen()
@@ -234,6 +247,51 @@ impl Keeper {
         stop
     }
 
+    /// Goes on where the keeper before was killed or replaced, as if only its worker had died.
+    fn inherit(&mut self) -> Result<(), Stop> {
+        let stored = self.store.take_back();
+        if stored.as_ref().is_some_and(Vec::is_empty) {
+            return Ok(());
+        }
+        if stored.and_then(|entries| self.take(entries)).is_some() {
+            return self.open();
+        }
+        (self.front_end, self.kept) = (None, BTreeMap::new());
+        self.say("What the keeper before this one had stored makes no sense, beginning afresh");
+        Ok(())
+    }
+
+    fn take(&mut self, entries: Vec<Entry<OwnedFd>>) -> Option<()> {
+        for mut entry in entries {
+            match entry.kind {
+                Kind::Listener => {
+                    let listener = entry.fds.pop()?.into();
+                    self.place = self.place.take().map(|place| place.bound_before(listener));
+                }
+                Kind::Kept => drop(self.kept.insert(String::from_utf8(entry.bytes).ok()?, entry.fds)),
+                Kind::FrontEnd => self.front_end = Some(FrontEnd::back(&entry.bytes, entry.fds)?),
+                Kind::Said | Kind::Pending => self.front_end.as_mut()?.again(entry)?,
+            }
+        }
+        Some(())
+    }
+
+    /// Stores what the next keeper has to know, if it changed.
+    fn save(&mut self) {
+        if !self.store.is_there() {
+            return;
+        }
+        let mut entries = Vec::new();
+        if let (Some(Door::Listening(listener)), Some(_)) = (&self.door, &self.socket) {
+            entries.push(Entry::new(Kind::Listener, [], [listener]));
+        }
+        entries.extend(self.kept.iter().map(|(name, fds)| Entry::new(Kind::Kept, name.as_bytes(), fds)));
+        entries.extend(self.front_end.iter().flat_map(FrontEnd::entries));
+        if let Err(error) = self.store.save(&entries) {
+            self.say(&format!("The service manager does not store for the next keeper: {error}"));
+        }
+    }
+
     /// The first worker is ready: now front-ends are let in.
     fn open(&mut self) -> Result<(), Stop> {
         let Some(place) = self.place.take() else { return Ok(()) };
@@ -245,7 +303,8 @@ impl Keeper {
                 self.door = Some(Door::Listening(listener));
             }
             Endpoint::Connected(stream) => {
-                self.front_end = Connection::new(stream).ok().map(FrontEnd::new);
+                let front_end = Connection::new(stream).ok().map(FrontEnd::new);
+                self.front_end = self.front_end.take().or(front_end);
                 self.door = Some(Door::Single);
             }
             // Keepers have no keepers.

@@ -6,12 +6,13 @@
 //! waits without a deadline. Refuses, as the session does, what cannot be decoded or belongs to a feature that this
 //! front-end did not negotiate: the worker negotiated more, with the keeper.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use super::Stop;
 use super::record::Record;
 use super::signals::Signals;
+use super::store::{Entry, Kind};
 use super::worker::Worker;
 use crate::proto::transport::MESSAGE_DEADLINE;
 use crate::proto::wire::Header;
@@ -81,6 +82,46 @@ impl FrontEnd {
     pub(super) fn new(connection: Connection) -> FrontEnd {
         let (record, own) = (Record::new(), ProtocolFeatures::empty());
         FrontEnd { connection, record, own, drains: false, pending: None }
+    }
+
+    /// All of it, for the keeper after this one.
+    pub(super) fn entries(&self) -> Vec<Entry<BorrowedFd<'_>>> {
+        let mut bytes = self.record.protocol.bits().to_le_bytes().to_vec();
+        bytes.extend([u8::from(self.drains), u8::from(self.record.state_under_way())]);
+        let message =
+            |header: Header, request: &Request| [&header.to_bytes()[..], &request.payload()].concat();
+        let mut all = vec![Entry::new(Kind::FrontEnd, bytes, [&self.connection])];
+        for (request, fds) in self.record.replay() {
+            let header = Header::request(request.code(), request.payload().len(), false);
+            all.push(Entry::new(Kind::Said, message(header, request), fds));
+        }
+        if let Some(Pending { header, request, fds, .. }) = &self.pending {
+            all.push(Entry::new(Kind::Pending, message(*header, request), fds));
+        }
+        all
+    }
+
+    /// The front-end of the keeper before, from the first of its entries.
+    pub(super) fn back(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<FrontEnd> {
+        let (protocol, [drains, state_lost]) = bytes.split_first_chunk()? else { return None };
+        let mut front_end = FrontEnd::new(Connection::new(fds.pop()?.into()).ok()?);
+        front_end.record.protocol = ProtocolFeatures::from_bits_retain(u64::from_le_bytes(*protocol));
+        front_end.record.state_lost = *state_lost != 0;
+        front_end.drains = *drains != 0;
+        Some(front_end)
+    }
+
+    /// One of the other entries: a message that it has sent.
+    pub(super) fn again(&mut self, Entry { kind, bytes, fds }: Entry<OwnedFd>) -> Option<()> {
+        let (header, payload) = bytes.split_first_chunk()?;
+        let header = Header::from_bytes(*header);
+        let request = Request::decode(header, payload, fds.len()).ok()?;
+        if kind == Kind::Pending {
+            self.pending = Some(Pending { header, request, fds, deaths: 0 });
+        } else {
+            self.record.accept(request, fds, None);
+        }
+        Some(())
     }
 
     /// Its socket.
@@ -208,7 +249,7 @@ impl FrontEnd {
         if !answered && !wants_ack {
             return Ok(());
         }
-        let fds: Vec<_> = frame.fds.iter().map(std::os::fd::AsFd::as_fd).collect();
+        let fds: Vec<_> = frame.fds.iter().map(OwnedFd::as_fd).collect();
         let deadline = Instant::now() + MESSAGE_DEADLINE;
         let sent = self.connection.send(
             Header::reply(header.request, frame.payload.len()),

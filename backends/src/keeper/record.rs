@@ -133,6 +133,11 @@ impl Record {
         self.state_lost |= std::mem::take(&mut self.state_begun);
     }
 
+    /// Whether a worker that dies now takes device state with it, or one has.
+    pub(super) fn state_under_way(&self) -> bool {
+        self.state_begun || self.state_lost
+    }
+
     /// Whether a region tracks what is in flight.
     pub(super) fn has_inflight(&self) -> bool {
         self.said.contains_key(&Slot::Inflight)

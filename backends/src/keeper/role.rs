@@ -11,6 +11,7 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -23,8 +24,9 @@ use sd_notify::NotifyState;
 
 use super::pace::Pace;
 use super::signals::Signals;
+use super::store::Store;
 use super::worker::Program;
-use super::{Keeper, Stop};
+use super::{Keeper, Stop, store};
 use crate::daemon::{Failure, Unlink};
 use crate::options::{Common, from_fd, listen};
 use crate::server::Endpoint;
@@ -33,6 +35,8 @@ use crate::server::Endpoint;
 const AS_KEEPER: &str = "--as-keeper";
 /// First argument of a worker.
 pub(super) const AS_WORKER: &str = "--worker";
+/// Connections that wait: as many as the host allows.
+const BACKLOG: i32 = i32::MAX;
 const SELF: &str = "/proc/self/exe";
 
 /// Where front-ends will come from.
@@ -40,6 +44,8 @@ const SELF: &str = "/proc/self/exe";
 pub enum Place {
     /// A socket that is bound once the first worker is ready.
     Path(PathBuf),
+    /// The same, bound by the keeper before.
+    Bound(PathBuf, UnixListener),
     /// A socket that was handed over.
     Open(Endpoint),
 }
@@ -58,7 +64,7 @@ impl Place {
 
     fn to_args(&self) -> Result<[OsString; 2], io::Error> {
         let fd = match self {
-            Place::Path(path) => return Ok(["path".into(), path.into()]),
+            Place::Path(path) | Place::Bound(path, _) => return Ok(["path".into(), path.into()]),
             Place::Open(Endpoint::Listening(fd)) => fd.as_fd(),
             Place::Open(Endpoint::Connected(fd)) => fd.as_fd(),
             Place::Open(Endpoint::Kept(channel)) => channel.as_fd(),
@@ -81,7 +87,23 @@ impl Place {
                 let listener = listen("--socket-path", &path)?;
                 Ok((Endpoint::Listening(listener), Some(Unlink::new(path))))
             }
+            Place::Bound(path, listener) => Ok((Endpoint::Listening(listener), Some(Unlink::new(path)))),
             Place::Open(endpoint) => Ok((endpoint, None)),
+        }
+    }
+
+    /// The keeper before had bound this socket: it is taken if it can be connected to where the options say.
+    pub(super) fn bound_before(self, listener: UnixListener) -> Place {
+        match self {
+            Place::Path(path)
+                if path.exists()
+                    && listener.local_addr().is_ok_and(|own| own.as_pathname() == Some(&path))
+                    // It is this process that listens now, for those who ask (SO_PEERCRED).
+                    && rustix::net::listen(&listener, BACKLOG).is_ok() =>
+            {
+                Place::Bound(path, listener)
+            }
+            other => other,
         }
     }
 }
@@ -92,6 +114,10 @@ pub fn become_keeper(place: &Place, args: Vec<OsString>) -> Failure {
         let mut own = args.into_iter();
         let name = own.next().unwrap_or_default();
         let mut command = Command::new(SELF);
+        let stored = store::passed();
+        for fd in &stored {
+            fcntl_setfd(fd, FdFlags::empty())?;
+        }
         command.arg0(&name).arg(AS_KEEPER).args(place.to_args()?).arg(std::env::current_exe()?).args(own);
         Ok(command.exec())
     };
@@ -128,6 +154,7 @@ fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) ->
     let signals = Signals::new().map_err(Failure::host)?;
     let exe = rustix::fs::open(SELF, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let exe = exe.map_err(|errno| Failure::host(format!("{SELF}: {errno}")))?;
+    let (store, manager) = Store::new();
     let mut keeper = Keeper {
         name,
         program: Program { exe, args },
@@ -146,8 +173,12 @@ fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) ->
         start_lines: Default::default(),
         stirred: false,
         socket: None,
+        store,
     };
-    let ended = keeper.run();
+    if let Err(error) = manager {
+        keeper.say(&format!("Nothing is stored with the service manager: {error}"));
+    }
+    let ended = keeper.inherit().and_then(|()| keeper.run());
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     match ended {
         Ok(status) => Ok(code(status.and_then(|status| status.code()), 0)),

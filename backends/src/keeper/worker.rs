@@ -30,8 +30,15 @@ const START: Duration = Duration::from_secs(40);
 /// How long a worker that ends may take for it: longer than it drains.
 const GRACE: Duration = Duration::from_secs(8);
 /// What systemd told us, and nobody else.
-const OURS: [&str; 6] =
-    ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC", "WATCHDOG_PID"];
+const OURS: [&str; 7] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "FDSTORE",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
 
 /// What to start.
 #[derive(Debug)]

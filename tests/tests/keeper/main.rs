@@ -7,6 +7,7 @@ mod console;
 mod messages;
 mod processes;
 mod sessions;
+mod store;
 
 use backends::proto::ProtocolFeatures;
 use tests::frontend::Wants;

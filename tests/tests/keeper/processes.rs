@@ -27,7 +27,7 @@ fn children(pid: u32) -> usize {
     children.split_whitespace().count()
 }
 
-fn await_that(happened: impl Fn() -> bool) {
+pub fn await_that(happened: impl Fn() -> bool) {
     let until = wait::deadline();
     while !happened() {
         assert!(Instant::now() < until, "it does not happen");
