@@ -30,6 +30,9 @@ const PACKET_BYTES: usize = 64 << 10;
 const HEAD_BYTES: usize = 16;
 const PENDING: u8 = 4;
 
+/// What a manager sends to itself.
+const BARRIER: &str = "BARRIER=1";
+
 /// The manager of one daemon, which takes datagrams in a thread of its own.
 #[derive(Debug)]
 pub struct Manager {
@@ -42,6 +45,8 @@ pub struct Manager {
 struct State {
     most: usize,
     stored: Vec<(String, OwnedFd)>,
+    /// Barriers that were reached.
+    barriers: usize,
 }
 
 /// A packet in a stored socket: its bytes, and its descriptors.
@@ -56,7 +61,7 @@ impl Manager {
         let dir = TempDir::new().unwrap_or_else(|e| panic!("temporary directory: {e}"));
         let socket = UnixDatagram::bind(dir.path().join("notify"));
         let socket = socket.unwrap_or_else(|e| panic!("notify socket: {e}"));
-        let shared = Arc::new((Mutex::new(State { most, stored: Vec::new() }), Condvar::new()));
+        let shared = Arc::new((Mutex::new(State { most, stored: Vec::new(), barriers: 0 }), Condvar::new()));
         let own = Arc::clone(&shared);
         let taker = std::thread::spawn(move || {
             // An empty one is our own, at the end.
@@ -125,7 +130,7 @@ impl Manager {
     /// The host has no descriptor left.
     pub fn stored(&self) -> Vec<(String, OwnedFd)> {
         let copy = |fd: &OwnedFd| fd.try_clone().unwrap_or_else(|e| panic!("descriptor: {e}"));
-        self.state().stored.iter().map(|(name, fd)| (name.clone(), copy(fd))).collect()
+        self.caught_up().stored.iter().map(|(name, fd)| (name.clone(), copy(fd))).collect()
     }
 
     /// Stores something of the test's own in place of all of it.
@@ -135,7 +140,16 @@ impl Manager {
 
     /// What the stored sockets hold; those that were emptied hold nothing.
     pub fn packets(&self) -> Vec<Packet> {
-        self.state().packets()
+        self.caught_up().packets()
+    }
+
+    /// All that was sent before this is taken: as systemd does it before it notices that a process has ended.
+    fn caught_up(&self) -> MutexGuard<'_, State> {
+        let before = self.state().barriers;
+        let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to(BARRIER.as_bytes(), self.path()));
+        sent.unwrap_or_else(|e| panic!("barrier: {e}"));
+        let passed = self.shared.1.wait_while(self.state(), |state| state.barriers == before);
+        passed.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -157,6 +171,7 @@ impl State {
     }
 
     fn take(&mut self, text: &str, fds: Vec<OwnedFd>) {
+        self.barriers += usize::from(text == BARRIER);
         let says = |line: &str| text.lines().any(|said| said == line);
         let name = text.lines().find_map(|line| line.strip_prefix("FDNAME=")).unwrap_or("stored");
         if says("FDSTOREREMOVE=1") {
