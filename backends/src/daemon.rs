@@ -203,11 +203,7 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
     }
     let kept = keeper.as_ref().map(Kept::by).unwrap_or_default();
     let device = line.own.open(&kept)?;
-    let (end, asked) = UnixStream::pair().map_err(Failure::host)?;
-    for signal in [SIGTERM, SIGINT] {
-        let asked = asked.try_clone().map_err(Failure::host)?;
-        signal_hook::low_level::pipe::register(signal, asked).map_err(Failure::host)?;
-    }
+    let end = readable_after(&[SIGTERM, SIGINT]).map_err(Failure::host)?;
     // A file at its size limit: the write fails, the daemon goes on.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;
     let (endpoint, bound) = match keeper {
@@ -231,6 +227,15 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     report(&server);
     served.map_err(|cause: io::Error| Failure::host(format!("Cannot go on accepting front-ends: {cause}")))
+}
+
+/// A socket that becomes readable with each of these signals.
+pub(crate) fn readable_after(signals: &[i32]) -> io::Result<UnixStream> {
+    let (heard, raised) = UnixStream::pair()?;
+    for signal in signals {
+        signal_hook::low_level::pipe::register(*signal, raised.try_clone()?)?;
+    }
+    Ok(heard)
 }
 
 fn report<D: Device>(server: &Server<D>) {

@@ -202,7 +202,7 @@ impl FrontEnd {
     /// given, the connection ends.
     fn refuse(&mut self, header: Header, waits: bool, why: String) -> Result<(), Stop> {
         match (self.wants_ack(header), waits) {
-            (true, _) => self.send(header, &Reply::U64(1)),
+            (true, _) => self.send(header, &Reply::U64(1).payload(), &[]),
             (false, true) => Err(Stop::FrontEnd(why)),
             (false, false) => Ok(()),
         }
@@ -249,15 +249,7 @@ impl FrontEnd {
         if !answered && !wants_ack {
             return Ok(());
         }
-        let fds: Vec<_> = frame.fds.iter().map(OwnedFd::as_fd).collect();
-        let deadline = Instant::now() + MESSAGE_DEADLINE;
-        let sent = self.connection.send(
-            Header::reply(header.request, frame.payload.len()),
-            &frame.payload,
-            &fds,
-            deadline,
-        );
-        sent.map_err(|error| Stop::FrontEnd(error.to_string()))?;
+        self.send(header, &frame.payload, &frame.fds)?;
         // The region that was asked for is in use from then on, whether or not the front-end says so.
         if let Some(Reply::Inflight(given)) = reply
             && !frame.fds.is_empty()
@@ -271,7 +263,7 @@ impl FrontEnd {
     fn answer_lost_state(&mut self) -> Result<(), Stop> {
         let Some(pending) = self.pending.take() else { return Ok(()) };
         self.record.state_lost = false;
-        self.send(pending.header, &Reply::U64(1))
+        self.send(pending.header, &Reply::U64(1).payload(), &[])
     }
 
     /// Has the worker track what is in flight, for a front-end that does not.
@@ -297,10 +289,10 @@ impl FrontEnd {
         Ok(())
     }
 
-    fn send(&mut self, to: Header, reply: &Reply) -> Result<(), Stop> {
-        let payload = reply.payload();
+    fn send(&mut self, to: Header, payload: &[u8], fds: &[OwnedFd]) -> Result<(), Stop> {
         let header = Header::reply(to.request, payload.len());
-        let sent = self.connection.send(header, &payload, &[], Instant::now() + MESSAGE_DEADLINE);
+        let fds: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
+        let sent = self.connection.send(header, payload, &fds, Instant::now() + MESSAGE_DEADLINE);
         sent.map_err(|error| Stop::FrontEnd(error.to_string()))
     }
 }

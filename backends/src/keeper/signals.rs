@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::low_level::pipe;
 
 use super::Stop;
+use crate::daemon::readable_after;
 
 /// Signals as descriptors.
 #[derive(Debug)]
@@ -22,11 +22,7 @@ pub(super) struct Signals {
 impl Signals {
     /// Hears SIGTERM and SIGINT (end) and SIGHUP (upgrade) from now on.
     pub(super) fn new() -> io::Result<Signals> {
-        let (end, asked) = UnixStream::pair()?;
-        pipe::register(SIGINT, asked.try_clone()?)?;
-        pipe::register(SIGTERM, asked)?;
-        let (upgrade, asked) = UnixStream::pair()?;
-        pipe::register(SIGHUP, asked)?;
+        let (end, upgrade) = (readable_after(&[SIGINT, SIGTERM])?, readable_after(&[SIGHUP])?);
         upgrade.set_nonblocking(true)?;
         Ok(Signals { end, upgrade })
     }
@@ -52,15 +48,7 @@ impl Signals {
     ) -> Result<[bool; N], Stop> {
         let mut set: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
         set.push(PollFd::new(&self.end, PollFlags::IN));
-        loop {
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-            match poll(&mut set, timeout.as_ref()) {
-                Ok(_) => break,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(Stop::Failed(errno.into())),
-            }
-        }
+        poll_until(&mut set, deadline).map_err(|errno| Stop::Failed(errno.into()))?;
         let ready = |fd: Option<&PollFd<'_>>| fd.is_some_and(|fd| !fd.revents().is_empty());
         if ready(set.last()) {
             return Err(Stop::Asked);
@@ -76,12 +64,18 @@ impl Signals {
 
 /// Whether `fd` becomes readable in time, whatever signals come.
 pub(super) fn readable_within(fd: &impl AsFd, time: Duration) -> bool {
-    let deadline = Instant::now() + time;
+    let ready = poll_until(&mut [PollFd::new(fd, PollFlags::IN)], Some(Instant::now() + time));
+    ready.is_ok_and(|count| count > 0)
+}
+
+/// How many of them are ready by the deadline; signals repeat it.
+fn poll_until(set: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<usize, Errno> {
     loop {
-        let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).ok();
-        match poll(&mut [PollFd::new(fd, PollFlags::IN)], left.as_ref()) {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(set, timeout.as_ref()) {
             Err(Errno::INTR) => {}
-            ready => return ready.is_ok_and(|count| count > 0),
+            ready => return ready,
         }
     }
 }

@@ -82,10 +82,7 @@ impl Worker {
         // Nothing else runs in this process that could inherit it by accident.
         fcntl_setfd(&theirs, FdFlags::empty())?;
         let mut child = command.spawn()?;
-        let opened = Pid::from_raw(i32::try_from(child.id()).unwrap_or(0))
-            .ok_or(rustix::io::Errno::SRCH)
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
-        match opened {
+        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Worker { child, pidfd, channel, session: None, gifts: Vec::new() }),
             Err(errno) => {
                 let _ = child.kill().and_then(|()| child.wait());
