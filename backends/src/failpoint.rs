@@ -15,7 +15,8 @@
 //! blk.done               the host is done, the answer is not written     session.message.NAME.after   not answered yet
 //! rng.filled, console.written, console.read      as blk.done
 //! ```
-//! A release build has none of this: [`reach`] is empty there.
+//! Others change something there by [`removed`], and nobody dies: `keeper.mute` has the keeper wait for one answer a second
+//! only. A release build has none of this: [`reach`] is empty there.
 
 use std::fmt::Display;
 
@@ -31,6 +32,19 @@ pub fn reach(name: impl Display) {
     if !points.is_empty() {
         asked::reach(points, &name.to_string());
     }
+}
+
+/// Whether a test asked for something else than death here: its file was there, and is gone.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn removed(_name: &str) -> bool {
+    false
+}
+
+/// Whether a test asked for something else than death here: its file was there, and is gone.
+#[cfg(debug_assertions)]
+pub fn removed(name: &str) -> bool {
+    asked::removed(asked::points(), name)
 }
 
 #[cfg(debug_assertions)]
@@ -59,9 +73,13 @@ mod asked {
         pairs.map(|(name, file)| Point { name: name.into(), file: file.into() }).collect()
     }
 
-    pub(super) fn reach(points: &[Point], name: &str) {
+    pub(super) fn removed(points: &[Point], name: &str) -> bool {
         let mut files = points.iter().filter(|point| point.name == name).map(|point| &point.file);
-        if files.any(|file| std::fs::remove_file(file).is_ok()) {
+        files.any(|file| std::fs::remove_file(file).is_ok())
+    }
+
+    pub(super) fn reach(points: &[Point], name: &str) {
+        if removed(points, name) {
             // It cannot fail for oneself, and does not return.
             let _ = kill_process(getpid(), Signal::KILL);
         }

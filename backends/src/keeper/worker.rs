@@ -19,6 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::Stop;
 use super::role::AS_WORKER;
 use super::signals::Signals;
+use crate::failpoint;
 use crate::kept::channel::{Channel, Note};
 use crate::proto::wire::Header;
 use crate::proto::{Connection, Frame, Request, TransportError};
@@ -178,7 +179,8 @@ impl Worker {
         fds: &[OwnedFd],
         signals: &Signals,
     ) -> Result<Frame, Stop> {
-        let deadline = Instant::now() + MUTE;
+        let mute = if failpoint::removed("keeper.mute") { Duration::from_secs(1) } else { MUTE };
+        let deadline = Instant::now() + mute;
         self.tell(request, need_reply, fds)?;
         loop {
             let Some((_, session)) = &mut self.session else { return Err(no_session()) };

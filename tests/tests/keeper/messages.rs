@@ -9,11 +9,14 @@ use std::sync::Arc;
 
 use backends::proto::{Code, Request, VringFd};
 use backends::session::Direction;
+use rustix::process::Signal;
 use tests::dirty::DirtyLog;
 use tests::frontend::{FrontendError, Wants};
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
 use tests::guest::ring::Ring;
-use tests::machine::{Device, Machine, QUEUE_SIZE};
+use tests::machine::{Device, Machine, QUEUE_SIZE, RNG};
+
+use super::processes::signal;
 
 const REGION_BYTES: u64 = 4 << 20;
 /// Deaths that a keeper takes without waiting.
@@ -248,4 +251,21 @@ fn k08_a_message_that_kills_three_workers_ends_its_session_only(device: Device) 
     );
     life.machine.assert_serves_anew();
     assert!(life.machine.daemon.stderr().contains("GetConfig was the end of 3 workers"));
+}
+
+/// Stopped, it is neither dead nor ever going to answer.
+#[test]
+fn k08_a_worker_that_is_mute_over_a_message_is_replaced() {
+    let launch = RNG.launch();
+    let limit = launch.dir().join("limit");
+    let launch = launch.env("OUTBOARD_FAILPOINTS", &format!("keeper.mute={}", limit.display()));
+    let mut machine = RNG.boot_with(launch, &two_regions(), RNG.wants());
+    let mut ring = machine.start_queue().unwrap();
+    let worker = machine.daemon.worker_pid();
+    File::create(&limit).unwrap();
+    signal(worker, Signal::STOP);
+    machine.frontend.sync().unwrap();
+    assert_ne!(machine.daemon.worker_pid(), worker);
+    assert!(machine.daemon.stderr().contains("it does not answer"));
+    machine.assert_serves(&mut ring);
 }
