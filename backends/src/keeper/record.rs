@@ -213,3 +213,7 @@ impl Slot {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;

@@ -266,3 +266,44 @@ fn unpack(mut bytes: &[u8], fds: Vec<OwnedFd>) -> Option<Vec<Entry<OwnedFd>>> {
     }
     (bytes.is_empty() && fds.next().is_none()).then_some(entries)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> OwnedFd {
+        std::fs::File::open("/dev/null").unwrap().into()
+    }
+
+    /// Five descriptors in each of 120 entries: three packets.
+    #[test]
+    fn entries_come_back_in_order_from_as_few_packets_as_carry_their_descriptors() {
+        let fds: Vec<OwnedFd> = (0..5).map(|_| file()).collect();
+        let entries: Vec<_> =
+            (0..120u8).map(|nth| Entry::new(Kind::Said, vec![nth; nth.into()], &fds)).collect();
+        let packets = seal(&pack(&entries), 7).unwrap();
+        assert_eq!(packets.len(), 3);
+        for round in 0..2 {
+            let read: Vec<_> = packets.iter().map(|packet| read(packet).unwrap()).collect();
+            assert!(read.iter().all(|(head, _)| head.of == 3 && head.generation == 7), "round {round}");
+            let back = read.into_iter().flat_map(|(_, entries)| entries);
+            assert!(back.zip(&entries).all(|(back, entry)| back.bytes == entry.bytes && back.fds.len() == 5));
+        }
+        packets.iter().for_each(empty);
+        assert!(packets.iter().all(|packet| read(packet).is_none()));
+    }
+
+    #[test]
+    fn entries_that_are_cut_anywhere_make_no_sense() {
+        let fd = file();
+        let parts = pack(&[Entry::new(Kind::Kept, *b"pty", [&fd]), Entry::new(Kind::Said, *b"12", [&fd])]);
+        let bytes = &parts[0].bytes;
+        assert_eq!(unpack(bytes, vec![file(), file()]).unwrap().len(), 2);
+        for end in 0..bytes.len() {
+            assert!(unpack(&bytes[..end], vec![file(), file()]).is_none(), "{end}");
+        }
+        assert!(
+            unpack(bytes, vec![file()]).is_none() && unpack(bytes, vec![file(), file(), file()]).is_none()
+        );
+    }
+}
