@@ -175,6 +175,8 @@ fn start<P: Program>(args: Vec<OsString>) -> Result<(), Failure> {
         crate::sys::set_name(P::NAME);
     } else if line.common.keeper == Switch::On {
         return Err(become_keeper(&Place::new(&line.common)?, args));
+    } else {
+        crate::keeper::disown();
     }
     run(line)
 }

@@ -51,8 +51,8 @@ use pace::Pace;
 use proxy::{FrontEnd, With};
 use role::Place;
 use signals::Signals;
-pub(crate) use store::is_ours as is_stored;
 use store::{Entry, Kind, Store};
+pub(crate) use store::{disown, is_ours as is_stored};
 use worker::{Gift, Program, Worker};
 
 /// How long an accept that failed for want of descriptors or memory is left alone.

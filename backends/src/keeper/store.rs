@@ -174,6 +174,11 @@ pub(super) fn passed() -> Vec<OwnedFd> {
     all.filter(|(_, name)| is_ours(name)).filter_map(|(fd, _)| crate::sys::adopt_fd(fd).ok()).collect()
 }
 
+/// Lets go of all that a keeper before had stored: this daemon has none.
+pub fn disown() {
+    passed().iter().for_each(empty);
+}
+
 fn store(manager: &UnixDatagram, name: &str, packets: &[OwnedFd]) -> io::Result<()> {
     if packets.is_empty() {
         return remove(manager, name);

@@ -250,6 +250,18 @@ fn a_manager_that_stops_taking_is_told_once_and_brings_back_nothing() {
 }
 
 #[test]
+fn a_daemon_without_a_keeper_lets_go_of_what_was_stored() {
+    let manager = Manager::new(MOST);
+    let mut machine = managed(&manager, RNG);
+    machine.start_queue().unwrap();
+    manager.settle();
+    machine.daemon.kill9();
+    let launch = RNG.launch().args(["--keeper", "off"]).activate_all(manager.stored());
+    let _daemon = launch.serve().unwrap();
+    assert!(machine.frontend.hung_up());
+}
+
+#[test]
 fn a_worker_is_told_nothing_of_the_manager() {
     let manager = Manager::new(MOST);
     let mut machine = managed(&manager, RNG);
