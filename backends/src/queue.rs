@@ -85,6 +85,8 @@ pub struct Queue {
     spare: Vec<Box<Flight>>,
     broken: Option<RingError>,
     tracker: Option<Tracker>,
+    /// Somebody served it before us, as far as the region of what is in flight says.
+    known: bool,
     /// What a worker before us had in flight and is not handed out yet.
     replays: VecDeque<Replay>,
     /// They ended that worker, and others before it.
@@ -135,6 +137,7 @@ impl Queue {
             spare: Vec::new(),
             broken: None,
             tracker: None,
+            known: false,
             replays: VecDeque::new(),
             poisoned: false,
             closing: false,
@@ -435,7 +438,7 @@ impl Queue {
 
     /// The ring has not been served by anybody yet.
     pub(crate) fn is_fresh(&self) -> bool {
-        self.tracker.is_none() && self.ring.base() == Ring::first_base(matches!(self.ring, Ring::Packed(_)))
+        !self.known && self.ring.base() == Ring::first_base(matches!(self.ring, Ring::Packed(_)))
     }
 
     /// Interrupts unconditionally: whoever starts a ring may have missed a call before.

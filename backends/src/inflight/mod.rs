@@ -94,6 +94,11 @@ pub(crate) struct Recovered {
 }
 
 impl Part {
+    /// Somebody has served this queue with the part.
+    pub(crate) fn is_known(&self) -> bool {
+        Bytes(&self.area.snapshot(DESC_NUM)).u16(VERSION) != 0
+    }
+
     /// Makes the ring go on where the part says, or the part where the ring stands if it says nothing.
     pub(crate) fn recover(&self, ring: &mut Ring) -> Result<Recovered, Corrupt> {
         match ring {

@@ -25,6 +25,7 @@ impl Queue {
     /// serves the ring any more. A region that makes no sense breaks the ring.
     pub fn recover(&mut self) {
         let Some(part) = &self.setup.inflight else { return };
+        self.known = part.is_known();
         match part.recover(&mut self.ring) {
             Ok(Recovered { tracker, replays, poisoned }) => {
                 (self.tracker, self.poisoned) = (Some(tracker), poisoned && !replays.is_empty());

@@ -133,11 +133,12 @@ impl Rng {
         self.buffer.get(..length).ok_or_else(|| format!("the device claims to have written {length} bytes"))
     }
 
-    /// Makes a request and sleeps until its interrupt has come.
+    /// Makes a request and sleeps until its interrupt has come. One that a device raises without an answer says
+    /// nothing: a start may raise one, for whoever served the queue before.
     pub fn fill(&mut self) -> Result<&[u8], String> {
         let before = apic::interrupts(FIRST_INTERRUPT);
         self.request()?;
-        sleep_until(|| apic::interrupts(FIRST_INTERRUPT) != before);
+        sleep_until(|| apic::interrupts(FIRST_INTERRUPT) != before && self.has_answer());
         self.take()
     }
 }
