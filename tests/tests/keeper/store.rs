@@ -42,6 +42,10 @@ fn n1_a_keeper_that_is_killed_or_replaced_is_not_missed(device: Device) {
         let launch = manager.of(soaked.launch());
         let mut rig = Rig::start(launch, Mode::Keeper, wants, soaked.queues());
         let mut load = soaked.load(&mut rig, Random::new(11));
+        // Now a host's connection to the device has been accepted, and given to be kept.
+        load.submit();
+        load.drain().unwrap();
+        load.check().unwrap();
         for nth in 0..8 {
             for _ in 0..30 {
                 load.submit();
