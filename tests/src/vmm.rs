@@ -165,6 +165,11 @@ impl Vmm {
         stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).unwrap_or_else(|e| panic!("type: {e}"));
     }
 
+    /// What the guest said so far.
+    pub fn serial(&self) -> String {
+        self.serial.text()
+    }
+
     /// What the VMM wrote to standard error so far.
     pub fn stderr(&self) -> String {
         let bytes = fs::read(self.dir.path().join("stderr")).unwrap_or_default();

@@ -34,6 +34,7 @@ Examples:
       device = [\"blk,socket=/run/vm/blk.sock\", \"rng,socket=/run/vm/rng.sock\"]
 
 On a terminal, Ctrl-A then X ends the machine.
+SIGUSR1 pauses the guest, SIGUSR2 lets it go on; SIGTERM ends the machine.
 
 Exit codes:
   0  the guest switched off, or a signal asked to end

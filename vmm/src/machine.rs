@@ -6,17 +6,18 @@
 //!
 //! It waits for nothing else, so that a signal is always heard: what vCPU threads have locked it tries and tries
 //! again when it is told ([`crate::contended`]), and a reboot, in which daemons may take long to come to rest,
-//! has a thread of its own ([`PowerCycle`]).
+//! has a thread of its own ([`PowerCycle`]). SIGUSR1 pauses the guest and SIGUSR2 lets it go on; a guest that was paused
+//! during its reboot stands before its first instruction then.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
-use tracing::info;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
+use tracing::{info, warn};
 
 use crate::boot::Entry;
 use crate::boot::linux::BootFiles;
@@ -36,6 +37,8 @@ const TOKEN_VCPU: u64 = 0;
 const TOKEN_SIGNAL: u64 = 1;
 const TOKEN_STDIN: u64 = 2;
 const TOKEN_DRAINED: u64 = 3;
+const TOKEN_PAUSE: u64 = 4;
+const TOKEN_RESUME: u64 = 5;
 /// Events taken at one wake-up.
 const EVENTS: usize = 16;
 
@@ -133,10 +136,14 @@ pub struct Machine {
     parts: Arc<Parts>,
     vcpus: Vec<VcpuThread>,
     reboot: Option<PowerCycle>,
+    /// The guest is paused: its vCPUs, unless a reboot has them.
+    paused: Option<Vec<Vcpu>>,
     outbox: Arc<Outbox>,
     events: Receiver<VcpuEvent>,
     wake: Arc<kvm::event::Event>,
     signals: UnixStream,
+    pause: UnixStream,
+    resume: UnixStream,
     input: Option<Input>,
     listening: bool,
     epoll: OwnedFd,
@@ -152,7 +159,8 @@ impl Machine {
     /// Starts the vCPUs, the boot CPU at `entry`.
     pub fn start(parts: Parts, vcpus: Vec<Vcpu>, entry: Entry) -> Result<Machine, Error> {
         let (outbox, events, wake) = Outbox::new().map_err(system("make an eventfd"))?;
-        let signals = signal_stream().map_err(system("install signal handlers"))?;
+        let [signals, pause, resume] = [&[SIGTERM, SIGINT, SIGHUP, SIGQUIT][..], &[SIGUSR1], &[SIGUSR2]]
+            .map(|signals| signal_stream(signals).map_err(system("install signal handlers")));
         let input =
             if parts.stdin { Some(Input::open().map_err(system("set up the terminal"))?) } else { None };
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(system("make an epoll instance"))?;
@@ -160,10 +168,13 @@ impl Machine {
             parts: Arc::new(parts),
             vcpus: Vec::new(),
             reboot: None,
+            paused: None,
             outbox,
             events,
             wake,
-            signals,
+            signals: signals?,
+            pause: pause?,
+            resume: resume?,
             input,
             listening: false,
             epoll,
@@ -205,6 +216,8 @@ impl Machine {
                 info!("asked to end by a signal");
                 return Ok(Next::End);
             }
+            TOKEN_PAUSE => self.pause()?,
+            TOKEN_RESUME => self.resume()?,
             TOKEN_STDIN => return self.on_stdin(Input::read_into),
             TOKEN_DRAINED => return self.on_drained(),
             _ => {}
@@ -239,6 +252,9 @@ impl Machine {
 
     fn begin_reboot(&mut self) -> Result<(), Error> {
         info!("the guest resets");
+        // It asked before it was paused: the reboot stops its vCPUs itself, and it is paused after that.
+        let was_paused = self.paused.take().map(|vcpus| self.spawn(vcpus)).transpose()?;
+        self.paused = was_paused.map(|()| Vec::new());
         let threads = std::mem::take(&mut self.vcpus);
         let reboot = PowerCycle::begin(Arc::clone(&self.parts), threads, Arc::clone(&self.wake));
         self.reboot = Some(reboot.map_err(system("start a thread"))?);
@@ -252,11 +268,37 @@ impl Machine {
         self.run_vcpus(vcpus, entry)
     }
 
+    /// Stops the vCPUs where they are. Devices, their daemons and this loop go on.
+    fn pause(&mut self) -> Result<(), Error> {
+        drain(&self.pause);
+        if self.paused.is_none() {
+            let threads = std::mem::take(&mut self.vcpus);
+            self.paused = Some(self.parts.stop(threads).ok_or(Error::VcpuLost)?);
+            warn!("the guest is paused; SIGUSR2 lets it go on");
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), Error> {
+        drain(&self.resume);
+        let Some(vcpus) = self.paused.take() else { return Ok(()) };
+        warn!("the guest goes on");
+        self.spawn(vcpus)
+    }
+
     fn run_vcpus(&mut self, vcpus: Vec<Vcpu>, entry: Entry) -> Result<(), Error> {
         if let Some(boot) = vcpus.first() {
             boot.enter(entry)?;
         }
         self.parts.timings.event(Event::FirstEntry);
+        match &mut self.paused {
+            Some(paused) => *paused = vcpus,
+            None => self.spawn(vcpus)?,
+        }
+        Ok(())
+    }
+
+    fn spawn(&mut self, vcpus: Vec<Vcpu>) -> Result<(), Error> {
         for vcpu in vcpus {
             let thread = vcpu.spawn(Arc::clone(&self.parts.bus), Arc::clone(&self.outbox));
             self.vcpus.push(thread.map_err(system("start a vCPU thread"))?);
@@ -310,6 +352,8 @@ impl Machine {
     fn watch_all(&self) -> rustix::io::Result<()> {
         watch(&self.epoll, self.wake.as_fd(), TOKEN_VCPU, EventFlags::IN)?;
         watch(&self.epoll, self.signals.as_fd(), TOKEN_SIGNAL, EventFlags::IN)?;
+        watch(&self.epoll, self.pause.as_fd(), TOKEN_PAUSE, EventFlags::IN)?;
+        watch(&self.epoll, self.resume.as_fd(), TOKEN_RESUME, EventFlags::IN)?;
         if let Some(serial) = &self.parts.serial {
             watch(&self.epoll, serial.drained().as_fd(), TOKEN_DRAINED, EventFlags::IN)?;
         }
@@ -321,11 +365,17 @@ fn watch(epoll: &OwnedFd, fd: BorrowedFd, token: u64, flags: EventFlags) -> rust
     epoll::add(epoll, fd, EventData::new_u64(token), flags)
 }
 
-/// A socket that becomes readable with the first signal that asks the VMM to end.
-fn signal_stream() -> io::Result<UnixStream> {
+/// A socket that becomes readable with each of these signals.
+fn signal_stream(signals: &[i32]) -> io::Result<UnixStream> {
     let (read, write) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
-        signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+    read.set_nonblocking(true)?;
+    for signal in signals {
+        signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
     }
     Ok(read)
+}
+
+/// Many signals are as one.
+fn drain(mut signals: &UnixStream) {
+    while signals.read(&mut [0; 64]).is_ok_and(|bytes| bytes > 0) {}
 }

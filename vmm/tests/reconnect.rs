@@ -60,6 +60,10 @@ impl Guest {
         self.vmm.wait_for("metal: served\n", self.served);
     }
 
+    fn has_been_served(&self) -> bool {
+        self.vmm.serial().matches("metal: served\n").count() >= self.served
+    }
+
     fn assert_serves(&mut self) {
         self.ask();
         self.wait_served();
@@ -150,6 +154,39 @@ fn the_interrupt_of_a_request_made_while_the_daemon_is_away_comes() {
         guest.wait_served();
     }
     guest.finish();
+}
+
+/// The guest stands still, its VMM does not: the daemon is back before the guest goes on.
+#[test]
+fn a_guest_that_is_paused_while_the_daemon_is_away_goes_on_with_the_next_one() {
+    for options in ["irq", "inflight=4"] {
+        let mut daemon = rng();
+        let mut guest = Guest::start(options, daemon.socket());
+        guest.assert_serves();
+        daemon.kill9();
+        guest.vmm.wait_for_stderr("waits for its daemon");
+        guest.ask();
+        guest.signal(Signal::USR1);
+        guest.vmm.wait_for_stderr("the guest is paused");
+        daemon.restart().unwrap();
+        guest.vmm.wait_for_stderr("its daemon is back");
+        assert!(!guest.has_been_served(), "a paused guest says nothing");
+        guest.signal(Signal::USR2);
+        guest.wait_served();
+        guest.assert_serves();
+        guest.finish();
+    }
+}
+
+#[test]
+fn a_paused_machine_ends_when_it_is_asked_to_while_the_daemon_is_away() {
+    let mut daemon = rng();
+    let guest = Guest::start("", daemon.socket());
+    daemon.kill9();
+    guest.signal(Signal::USR1);
+    guest.vmm.wait_for_stderr("the guest is paused");
+    guest.signal(Signal::TERM);
+    guest.vmm.finish().code(0);
 }
 
 /// The VMM stands still as a whole, as job control and freezers make it; the daemon is back before it goes on, or after.
