@@ -89,7 +89,8 @@ pub(super) fn read(
         return Ok(Some(State { used, ..State::default() }));
     }
     let next = (0..entries).map(|at| bytes.u16(entry(at).wrapping_add(NEXT))).collect();
-    let mut walk = Walk { bytes, next, seen: vec![false; usize::from(entries)], size, ids: Vec::new() };
+    let mut walk =
+        Walk { bytes, next, seen: vec![false; usize::from(entries)], ids: vec![false; usize::from(size)] };
     walk.free(free)?;
     let (stale, taken): (Vec<_>, Vec<_>) = marked.into_iter().partition(|at| walk.is_seen(*at));
     let mut chains = taken.into_iter().map(|at| walk.chain(at)).collect::<Result<Vec<_>, _>>()?;
@@ -118,8 +119,8 @@ struct Walk<'a> {
     bytes: Bytes<'a>,
     next: Vec<u16>,
     seen: Vec<bool>,
-    size: u16,
-    ids: Vec<u16>,
+    /// By buffer id: a chain has it.
+    ids: Vec<bool>,
 }
 
 impl Walk<'_> {
@@ -160,10 +161,10 @@ impl Walk<'_> {
             at = self.after(at);
         }
         let id = descriptors.last().map_or(u16::MAX, |descriptor| descriptor.next);
-        if end != last || id >= self.size || self.ids.contains(&id) {
-            return Err(Corrupt::Entry(head));
+        match self.ids.get_mut(usize::from(id)) {
+            Some(has) if !*has && end == last => *has = true,
+            _ => return Err(Corrupt::Entry(head)),
         }
-        self.ids.push(id);
         let replay = Replay { taken: Taken { id, slots }, descriptors };
         Ok(Saved { counter: self.bytes.u64(field(COUNTER)), entry: head, last, replay })
     }

@@ -50,8 +50,8 @@ pub(super) fn read(part: &[u8], size: u16, used: u16, outstanding: u16) -> Resul
         // Nothing of the last batch is left to clear. Whatever the index was, the ring may be another one by now.
         return Ok(Some(State::default()));
     }
-    let stale = last_batch(&bytes, entries, used)?;
-    marked.retain(|head| !stale.contains(head));
+    let (stale, published) = last_batch(&bytes, entries, used)?;
+    marked.retain(|head| !published.get(usize::from(*head)).is_some_and(|published| *published));
     if let Some(head) = marked.iter().find(|head| **head >= size) {
         return Err(Corrupt::Entry(*head));
     }
@@ -64,8 +64,8 @@ pub(super) fn read(part: &[u8], size: u16, used: u16, outstanding: u16) -> Resul
     Ok(Some(State { heads, stale }))
 }
 
-/// The heads that were published after `used_idx` was stored last.
-fn last_batch(bytes: &Bytes<'_>, entries: u16, used: u16) -> Result<Vec<u16>, Corrupt> {
+/// The heads that were published after `used_idx` was stored last, as a list and by head.
+fn last_batch(bytes: &Bytes<'_>, entries: u16, used: u16) -> Result<(Vec<u16>, Vec<bool>), Corrupt> {
     let count = used.wrapping_sub(bytes.u16(USED_IDX));
     if count > entries {
         return Err(Corrupt::UsedIndex);
@@ -81,7 +81,7 @@ fn last_batch(bytes: &Bytes<'_>, entries: u16, used: u16) -> Result<Vec<u16>, Co
         heads.push(next);
         next = bytes.u16(entry(next).wrapping_add(NEXT));
     }
-    Ok(heads)
+    Ok((heads, seen))
 }
 
 #[inline]
