@@ -3,17 +3,6 @@
 //! In: a chain that was taken from a ring. Out: its buffers, as the chain it derefs to; at the end the queue takes it
 //! back. Promises: one that is dropped instead is told of, by a panic in a debug build.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects,
-        clippy::panic
-    )
-)]
-
 use std::ops::{Deref, DerefMut};
 
 use crate::chain::Chain;

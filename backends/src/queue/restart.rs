@@ -4,17 +4,6 @@
 //! first of all; those that ended it several times apart from them. A queue that ends gives back what is left of them,
 //! or leaves it marked when it is only suspended.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects,
-        clippy::panic
-    )
-)]
-
 use super::{Queue, Request};
 use crate::inflight::Recovered;
 use crate::ring::RingError;

@@ -1,16 +1,5 @@
 //! What makes a queue, besides its ring: limits, eventfds, and where things are written down.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects,
-        clippy::panic
-    )
-)]
-
 use std::sync::Arc;
 
 use crate::inflight::Part;
