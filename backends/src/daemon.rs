@@ -13,7 +13,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -27,6 +26,7 @@ use crate::keeper::role::{self, Place, become_keeper, is_worker};
 use crate::kept::Kept;
 use crate::options::{Common, PathProblem, SocketError, Switch, one_line};
 use crate::server::{Endpoint, Server, Settings};
+use crate::stats::Count;
 
 /// What one daemon is, beside what all are.
 pub trait Program: clap::Args + Sized {
@@ -219,7 +219,7 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
         cpus: common.cpus.clone().unwrap_or_default(),
         require_sealed_memory: common.require_sealed_memory,
     };
-    let mut server = Server::new(device, settings).map_err(Failure::host)?;
+    let mut server = Server::new(device, settings, &kept).map_err(Failure::host)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     // Behind a keeper, that is who listens.
     if line.common.worker.is_none() {
@@ -241,12 +241,10 @@ pub(crate) fn readable_after(signals: &[i32]) -> io::Result<UnixStream> {
 }
 
 fn report<D: Device>(server: &Server<D>) {
-    let sum = |field: fn(&crate::stats::QueueStats) -> &std::sync::atomic::AtomicU64| {
-        server.stats().iter().map(|stats| field(stats).load(Ordering::Relaxed)).sum::<u64>()
-    };
-    let (requests, bytes) = (sum(|s| &s.requests), sum(|s| &s.bytes));
-    let (malformed, replayed) = (sum(|s| &s.malformed), sum(|s| &s.replayed));
-    let interrupts = sum(|s| &s.interrupts);
+    let total = |count| server.stats().total(count);
+    let (requests, bytes) = (total(Count::Requests), total(Count::Bytes));
+    let (malformed, replayed) = (total(Count::Malformed), total(Count::Replayed));
+    let interrupts = total(Count::Interrupts);
     tracing::info!(
         "served requests={requests} bytes={bytes} malformed={malformed} replayed={replayed} interrupts={interrupts}"
     );

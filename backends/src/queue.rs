@@ -31,6 +31,7 @@ mod setup;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::chain::{Limits, Malformed};
 use crate::failpoint;
@@ -40,7 +41,7 @@ use crate::memory::Memory;
 use crate::notify::Signal;
 use crate::order::Order;
 use crate::ring::{Ring, RingError, Take, Taken};
-use crate::stats::add;
+use crate::stats::{Count, Moments};
 use request::Flight;
 pub use request::Request;
 pub use setup::{QueueSetup, WriteLog};
@@ -98,6 +99,7 @@ pub struct Queue {
     /// Bytes that the requests of this turn may still have.
     budget_bytes: u64,
     batch: Batch,
+    clock: Clock,
     /// Somebody wants the queue processed though its driver did not notify.
     woken: bool,
     /// The ring was empty, and the driver has not been asked to notify yet.
@@ -110,6 +112,40 @@ struct Batch {
     used: u64,
     bytes: u64,
     malformed: u64,
+    /// When those that were completed had been taken.
+    taken: Moments,
+}
+
+/// The moment at which a batch is, in nanoseconds since the queue began.
+#[derive(Debug)]
+struct Clock {
+    began: Instant,
+    /// 0: not read in this turn.
+    now_ns: u64,
+}
+
+impl Default for Clock {
+    fn default() -> Clock {
+        Clock { began: Instant::now(), now_ns: 0 }
+    }
+}
+
+impl Clock {
+    /// Reads it.
+    fn read_ns(&mut self) -> u64 {
+        self.now_ns = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.now_ns
+    }
+
+    /// As it was read last in this turn, or now.
+    #[inline]
+    fn now_ns(&mut self) -> u64 {
+        if self.now_ns == 0 { self.read_ns() } else { self.now_ns }
+    }
+
+    fn forget(&mut self) {
+        self.now_ns = 0;
+    }
 }
 
 impl Queue {
@@ -144,6 +180,7 @@ impl Queue {
             budget: TURN_BUDGET,
             budget_bytes: TURN_BYTES,
             batch: Batch::default(),
+            clock: Clock::default(),
             woken: false,
             unarmed: false,
         }
@@ -238,7 +275,7 @@ impl Queue {
         flight.segments = flight.chain.segments();
         self.segments = self.segments.saturating_add(flight.segments);
         flight.number = self.order.as_mut().map_or(0, |order| order.begin(taken));
-        (flight.taken, flight.out) = (taken, true);
+        (flight.taken, flight.taken_ns, flight.out) = (taken, self.clock.now_ns(), true);
         let request = Request(flight);
         match loaded {
             Ok(()) => Some(request),
@@ -251,6 +288,7 @@ impl Queue {
 
     /// Gives a request back; the device wrote `written_bytes` to the front of its writable part.
     pub fn complete(&mut self, request: Request, written_bytes: u32) {
+        self.batch.taken.push(request.0.taken_ns);
         self.batch.used = self.batch.used.wrapping_add(1);
         self.give_back(request, written_bytes);
     }
@@ -336,8 +374,7 @@ impl Queue {
 
     /// Publishes what was given back since the last flush, and interrupts the driver if it wants that.
     pub fn flush(&mut self) {
-        let batch = std::mem::take(&mut self.batch);
-        if batch.used == 0 && batch.malformed == 0 {
+        if self.batch.used == 0 && self.batch.malformed == 0 {
             return;
         }
         if self.broken.is_none() {
@@ -347,17 +384,25 @@ impl Queue {
             }
             if interrupt {
                 self.setup.call.raise();
-                add(&self.setup.stats.interrupts, 1);
+                self.setup.stats.add(Count::Interrupts, 1);
             }
         }
-        add(&self.setup.stats.requests, batch.used);
-        add(&self.setup.stats.bytes, batch.bytes);
-        add(&self.setup.stats.malformed, batch.malformed);
+        self.count();
+    }
+
+    /// Counts the batch, for whoever looks at the counters.
+    fn count(&mut self) {
+        let (batch, stats) = (&mut self.batch, &self.setup.stats);
+        stats.measured(&mut batch.taken, self.clock.read_ns());
+        stats.add(Count::Requests, std::mem::take(&mut batch.used));
+        stats.add(Count::Bytes, std::mem::take(&mut batch.bytes));
+        stats.add(Count::Malformed, std::mem::take(&mut batch.malformed));
+        stats.set_in_flight(self.in_flight);
     }
 
     fn break_ring(&mut self, error: RingError) {
         static GATE: SharedGate = SharedGate::new();
-        add(&self.setup.stats.broken, 1);
+        self.setup.stats.broke();
         if let Some(left_out) = GATE.pass() {
             let queue = self.setup.index;
             tracing::warn!(queue, %error, left_out, "Ring broken by its driver; it stays stopped until it is set up again");
@@ -392,6 +437,7 @@ impl Queue {
     /// Begins a turn: a fresh budget, and no notifications while we look anyway.
     pub(crate) fn begin_turn(&mut self) {
         (self.budget, self.budget_bytes) = (TURN_BUDGET, TURN_BYTES);
+        self.clock.forget();
         if self.broken.is_none() {
             self.ring.disarm();
         }
@@ -402,6 +448,7 @@ impl Queue {
     pub(crate) fn end_turn(&mut self, drained: bool) -> bool {
         let open = self.broken.is_none() && drained && !self.saturated;
         self.unarmed = open && self.budget > 0;
+        self.setup.stats.set_in_flight(self.in_flight);
         self.log_ring();
         open && self.budget == 0
     }

@@ -11,6 +11,7 @@ use crate::memory::Segment;
 use crate::notify::Signal;
 use crate::queue::{QueueSetup, Request};
 use crate::ring::{Descriptor, Ring};
+use crate::stats::QueueStats;
 use crate::testing::Guest;
 
 /// Longer than any wait that ends.
@@ -90,7 +91,7 @@ fn queue(guest: &Guest, index: u16, call: Signal, inflight: Option<Part>) -> Que
         max_chain_bytes: 1 << 20,
         call,
         error: Signal::default(),
-        stats: Arc::default(),
+        stats: QueueStats::default(),
         log: None,
         inflight,
     };

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 use backends::device::Device;
+use backends::kept::Kept;
 use backends::server::{Endpoint, Server, Settings};
 
 /// A server in a thread of its own, which must end well. On a connection it is dropped after its front-end.
@@ -41,8 +42,8 @@ impl Served {
         let (end, asked) = pair();
         let listens = matches!(endpoint, Endpoint::Listening(_));
         let thread = std::thread::spawn(move || {
-            let served =
-                Server::new(device, settings).and_then(|mut server| server.serve(endpoint, asked.as_fd()));
+            let served = Server::new(device, settings, &Kept::default())
+                .and_then(|mut server| server.serve(endpoint, asked.as_fd()));
             served.unwrap_or_else(|e| panic!("serve: {e}"));
         });
         Served { thread: Some(thread), end: Some(end), listens }

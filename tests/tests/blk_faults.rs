@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use backends::engine::{EngineKind, Op};
+use backends::kept::Kept;
 use backends::server::{Endpoint, Server, Settings};
 use outboard_blk::device::Blk as Device;
 use outboard_blk::file::{File, Image};
@@ -96,7 +97,7 @@ impl Setup {
         let (asked, never) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {
             let settings = Settings { engine, ..Settings::default() };
-            let mut server = Server::new(Device::new(storage, 1, ""), settings).unwrap();
+            let mut server = Server::new(Device::new(storage, 1, ""), settings, &Kept::default()).unwrap();
             server.serve(Endpoint::Connected(there), asked.as_fd()).unwrap();
             drop(never);
         });

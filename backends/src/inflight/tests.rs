@@ -12,6 +12,7 @@ use super::*;
 use crate::notify::Signal;
 use crate::queue::{Queue, QueueSetup, Request};
 use crate::ring::Layout;
+use crate::stats::QueueStats;
 use crate::testing::{GUEST_BASE, Guest, die_after, rise};
 
 const DATA: u64 = 0x2_0000;
@@ -66,7 +67,7 @@ impl Driver {
             max_chain_bytes: 1 << 20,
             call: Signal::default(),
             error: Signal::default(),
-            stats: Arc::default(),
+            stats: QueueStats::default(),
             log: None,
             inflight: region.part(0, self.size, layout.packed),
         };

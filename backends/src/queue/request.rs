@@ -21,6 +21,8 @@ pub struct Request(pub(super) Box<Flight>);
 pub(super) struct Flight {
     pub(super) taken: Taken,
     pub(super) chain: Chain,
+    /// When, on the queue's clock.
+    pub(super) taken_ns: u64,
     /// Buffers it counts for, however many it has consumed.
     pub(super) segments: usize,
     /// Its number among requests that go back in order.

@@ -7,18 +7,19 @@
 use super::{Queue, Request};
 use crate::inflight::Recovered;
 use crate::ring::RingError;
-use crate::stats::add;
+use crate::stats::Count;
 
 impl Queue {
-    /// Goes on where a worker before us ended, if somebody kept what it had in flight. Called once, when nobody else
+    /// The ring is served from now on. Goes on where a worker before us ended, if somebody kept what it had in flight. Called once, when nobody else
     /// serves the ring any more. A region that makes no sense breaks the ring.
     pub fn recover(&mut self) {
+        self.setup.stats.started(&self.ring);
         let Some(part) = &self.setup.inflight else { return };
         self.known = part.is_known();
         match part.recover(&mut self.ring) {
             Ok(Recovered { tracker, replays, poisoned }) => {
                 (self.tracker, self.poisoned) = (Some(tracker), poisoned && !replays.is_empty());
-                add(&self.setup.stats.replayed, replays.len() as u64);
+                self.setup.stats.add(Count::Replayed, replays.len() as u64);
                 if !replays.is_empty() {
                     let (queue, count) = (self.setup.index, replays.len());
                     tracing::info!(
@@ -82,6 +83,7 @@ impl Queue {
 
     /// The ring came to rest. What its driver broke is not served again.
     pub(crate) fn end(&self) {
+        self.setup.stats.stopped();
         match &self.setup.inflight {
             Some(part) if self.broken.is_some() => part.forget(),
             Some(part) => part.rest(),

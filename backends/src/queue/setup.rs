@@ -21,7 +21,7 @@ pub struct QueueSetup {
     /// Raised when the ring is broken.
     pub error: Signal,
     /// Where it counts.
-    pub stats: Arc<QueueStats>,
+    pub stats: QueueStats,
     /// Where writes to guest memory are logged, while the guest is being moved.
     pub log: Option<WriteLog>,
     /// Where its requests in flight are marked, if somebody keeps that.

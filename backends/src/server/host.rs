@@ -83,7 +83,7 @@ impl<D: Device> Host for Server<D> {
     fn start_ring(&mut self, start: RingStart) -> Result<(), Refusal> {
         let refused = Refusal::RingAddress(u32::from(start.index));
         let ring = Ring::new(&self.front_end.memory, &start.layout, start.base).ok_or(refused)?;
-        let stats = self.stats.get(usize::from(start.index)).cloned().unwrap_or_default();
+        let stats = self.stats.queue(start.index).unwrap_or_default();
         let log = self.write_log(&start);
         let inflight = match &self.front_end.inflight {
             Some(region) => Some(

@@ -24,6 +24,7 @@ use crate::device::{Announcer, Device};
 use crate::engine::EngineKind;
 use crate::failpoint;
 use crate::inflight::Region;
+use crate::kept::Kept;
 use crate::kept::channel::{Channel, Note};
 use crate::log::Gate;
 use crate::memory::dirty::DirtyLog;
@@ -33,7 +34,7 @@ use crate::proto::transport::MESSAGE_DEADLINE;
 use crate::proto::wire::{BackendCode, DecodeError, Header};
 use crate::proto::{Connection, Frame, ProtocolFeatures, Reply, Request, TransportError};
 use crate::session::{Direction, Offer, Refusal, Session};
-use crate::stats::QueueStats;
+use crate::stats::Stats;
 use crate::worker::Workers;
 
 /// Ring and transport features of every daemon.
@@ -96,7 +97,7 @@ pub struct Server<D: Device> {
     /// Rung when the device's configuration space changed.
     announced: OwnedFd,
     workers: Workers<D>,
-    stats: Vec<Arc<QueueStats>>,
+    stats: Stats,
     gates: Gates,
     front_end: FrontEnd,
     /// Since when the front-end's rings are being taken back because it went.
@@ -151,13 +152,13 @@ enum Hangup {
 }
 
 impl<D: Device> Server<D> {
-    /// A server for `device`; nothing runs yet.
+    /// A server for `device`, which goes on with the counters that are `kept`; nothing runs yet.
     ///
     /// # Errors
-    /// The host has no eventfd left.
-    pub fn new(device: D, settings: Settings) -> io::Result<Server<D>> {
+    /// The host has no descriptor left.
+    pub fn new(device: D, settings: Settings, kept: &Kept) -> io::Result<Server<D>> {
         let device = Arc::new(device);
-        let stats = (0..device.queues()).map(|_| Arc::default()).collect();
+        let stats = Stats::kept(kept, device.queues())?;
         let workers = Workers::new(Arc::clone(&device), settings.engine, settings.cpus.clone());
         let torn = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         guard::ring_when_torn(torn.try_clone()?);
@@ -177,8 +178,8 @@ impl<D: Device> Server<D> {
         })
     }
 
-    /// Counters, by queue.
-    pub fn stats(&self) -> &[Arc<QueueStats>] {
+    /// Counters.
+    pub fn stats(&self) -> &Stats {
         &self.stats
     }
 
@@ -252,6 +253,7 @@ impl<D: Device> Server<D> {
         if let Some(left_out) = told {
             tracing::info!(left_out, "Front-end connected");
         }
+        self.stats.session_began();
         let mut session = Session::new(self.offer());
         let over = match Connection::new(stream) {
             Ok(mut connection) => {

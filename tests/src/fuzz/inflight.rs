@@ -14,6 +14,7 @@ use backends::notify::Signal;
 use backends::proto::Inflight;
 use backends::queue::{Queue, QueueSetup};
 use backends::ring::{Layout, Ring, RingError};
+use backends::stats::QueueStats;
 
 use super::play::{AVAILABLE, DESCRIPTORS, USED};
 use super::shadow::Shadow;
@@ -115,7 +116,7 @@ fn queue(shadow: &Shadow, file: &std::fs::File, flags: u8, size: u16) -> Queue {
         max_chain_bytes: 1 << 16,
         call: Signal::default(),
         error: Signal::default(),
-        stats: Arc::default(),
+        stats: QueueStats::default(),
         log: None,
         inflight: region.part(0, size, packed),
     };

@@ -9,13 +9,12 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use backends::memory::dirty::DirtyLog;
 use backends::notify::Signal;
 use backends::queue::{Queue, QueueSetup, Request, WriteLog};
 use backends::ring::{Layout, Ring};
-use backends::stats::QueueStats;
+use backends::stats::{Count, QueueStats};
 
 use super::shadow::{RING, RING_BYTES, Shadow};
 use super::walk::{Buffers, Rules};
@@ -91,7 +90,7 @@ struct Play<F> {
     shadow: Shadow,
     format: F,
     queue: Queue,
-    stats: Arc<QueueStats>,
+    stats: QueueStats,
     call: Event,
     error: Event,
     log: std::fs::File,
@@ -144,7 +143,7 @@ fn shared(event: &Event) -> Signal {
 impl<F: Format> Play<F> {
     fn new(terms: Terms, mut shadow: Shadow, input: &mut Input<'_>) -> Play<F> {
         let format = F::new(terms, &mut shadow, input);
-        let (call, error, stats) = (Event::new(), Event::new(), Arc::new(QueueStats::default()));
+        let (call, error, stats) = (Event::new(), Event::new(), QueueStats::default());
         let log = memfd(LOG_BYTES as u64, Backing::Sealed);
         let queue = queue::<F>(terms, &shadow, format.base(), &log, (&call, &error), &stats);
         Play {
@@ -322,14 +321,13 @@ impl<F: Format> Play<F> {
     fn flush(&mut self) {
         self.queue.flush();
         self.published();
-        let counted =
-            [&self.stats.malformed, &self.stats.interrupts].map(|count| count.load(Ordering::Relaxed));
+        let counted = [Count::Malformed, Count::Interrupts].map(|count| self.stats.get(count));
         assert_eq!(counted, [self.malformed, self.interrupts], "malformed chains, interrupts");
     }
 
     fn check(&self) {
         assert_eq!(self.queue.broken().is_some(), self.broken, "{:?}", self.queue.broken());
-        assert_eq!(self.stats.broken.load(Ordering::Relaxed), u64::from(self.broken));
+        assert_eq!(self.stats.get(Count::Broken), u64::from(self.broken));
         assert_eq!(usize::from(self.queue.in_flight()), self.flight.len());
         assert!(self.queue.in_flight() <= self.terms.rules.size);
         self.shadow.check();
@@ -390,7 +388,7 @@ fn queue<F: Format>(
     base: u32,
     log: &std::fs::File,
     (call, error): (&Event, &Event),
-    stats: &Arc<QueueStats>,
+    stats: &QueueStats,
 ) -> Queue {
     let user = |addr| shadow.ram.user_addr(addr);
     let Terms { rules, event_idx, in_order, logged } = terms;
@@ -411,7 +409,7 @@ fn queue<F: Format>(
         max_chain_bytes: rules.bytes,
         call: shared(call),
         error: shared(error),
-        stats: Arc::clone(stats),
+        stats: stats.clone(),
         log: logged.then(|| WriteLog { pages: Arc::new(pages), ring: Vec::new() }),
         inflight: None,
     };

@@ -14,6 +14,7 @@ use tests::random::Random;
 use tests::restart::soak::Device as Soaked;
 use tests::restart::{Mode, Rig};
 use tests::wait;
+use xtask::demo::Served;
 
 use super::processes::signal;
 use super::untracked;
@@ -21,6 +22,7 @@ use super::untracked;
 tests::against_every_daemon! {
     both: [
         n5_an_idle_worker_is_replaced_and_nothing_grows,
+        totals_go_on_in_the_next_worker,
         k03_a_front_end_that_tracks_nothing_gets_every_request_back_once,
         k03_a_region_that_was_only_asked_for_is_the_next_workers_too,
         k08_a_front_end_without_protocol_features_is_kept_too,
@@ -64,6 +66,24 @@ fn n5_an_idle_worker_is_replaced_and_nothing_grows(device: Device) {
         }
     }
     machine.frontend.sync().unwrap();
+}
+
+/// Of a worker that is killed only what it counted in its last microseconds may be lost: a batch, here one request.
+fn totals_go_on_in_the_next_worker(device: Device) {
+    const KILLS: u64 = 3;
+    let mut machine = device.boot();
+    let mut ring = machine.start_queue().unwrap();
+    for nth in 0..=KILLS {
+        for _ in 0..10 {
+            machine.assert_serves(&mut ring);
+        }
+        if nth < KILLS {
+            machine.daemon.kill_worker();
+        }
+    }
+    let exit = machine.daemon.terminate();
+    let requests = Served::from_log(&exit.stderr).unwrap().requests;
+    assert!(requests >= 10 * (KILLS + 1) - KILLS, "{requests} requests: {exit}");
 }
 
 /// The load of the soak, killed in the middle of things, by a front-end without a region of its own.
