@@ -18,6 +18,7 @@
 
 pub mod chain;
 pub mod config;
+pub mod control;
 pub mod cpus;
 pub mod cursor;
 pub mod daemon;

@@ -187,14 +187,23 @@ pub fn one_line(error: &clap::Error) -> String {
 /// # Errors
 /// [`SocketError::Path`]
 pub fn listen(option: &'static str, path: &Path) -> Result<UnixListener, SocketError> {
-    bind(path).map_err(|problem| SocketError::Path { option, path: path.into(), problem })
+    listen_by(option, path, |path| UnixListener::bind(path))
 }
 
-fn bind(path: &Path) -> Result<UnixListener, PathProblem> {
+/// The same, by another way to bind.
+pub(crate) fn listen_by(
+    option: &'static str,
+    path: &Path,
+    bind: impl Fn(&Path) -> io::Result<UnixListener>,
+) -> Result<UnixListener, SocketError> {
+    place(path, bind).map_err(|problem| SocketError::Path { option, path: path.into(), problem })
+}
+
+fn place(path: &Path, bind: impl Fn(&Path) -> io::Result<UnixListener>) -> Result<UnixListener, PathProblem> {
     if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
         return Err(PathProblem::TooLong(path.as_os_str().len()));
     }
-    match UnixListener::bind(path) {
+    match bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
         other => return other.map_err(PathProblem::Bind),
     }
@@ -205,7 +214,7 @@ fn bind(path: &Path) -> Result<UnixListener, PathProblem> {
         return Err(PathProblem::InUse);
     }
     std::fs::remove_file(path).map_err(PathProblem::Bind)?;
-    UnixListener::bind(path).map_err(PathProblem::Bind)
+    bind(path).map_err(PathProblem::Bind)
 }
 
 /// Whether the path that `option` named can be connected to, now or later: nobody needs to listen there yet.

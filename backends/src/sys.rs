@@ -114,14 +114,20 @@ pub fn adopt_fd(fd: RawFd) -> Result<OwnedFd, Errno> {
 /// Whether the process that made the other end of a connected unix socket has ended; of one that listened, the one that
 /// listened. One of another process namespace cannot be seen, and counts as alive.
 pub fn peer_is_gone(fd: BorrowedFd<'_>) -> bool {
+    let peer = peer(fd).and_then(|peer| Pid::from_raw(peer.pid));
+    peer.is_some_and(|peer| test_kill_process(peer) == Err(Errno::SRCH))
+}
+
+/// Who made the other end of a connected unix socket, as of then (SO_PEERCRED). Process 0 is one of another process
+/// namespace.
+pub fn peer(fd: BorrowedFd<'_>) -> Option<libc::ucred> {
     let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
-    let Ok(mut bytes) = libc::socklen_t::try_from(size_of::<libc::ucred>()) else { return false };
+    let mut bytes = libc::socklen_t::try_from(size_of::<libc::ucred>()).ok()?;
     let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
     // SAFETY: the kernel writes at most `bytes` to the structure, which outlives the call.
     let told =
         unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, (&raw mut peer).cast(), &raw mut bytes) };
-    let peer = Pid::from_raw(peer.pid).filter(|_| told == 0);
-    peer.is_some_and(|peer| test_kill_process(peer) == Err(Errno::SRCH))
+    (told == 0).then_some(peer)
 }
 
 /// What `ps` and `top` call this process: it was executed by a path without a name.
