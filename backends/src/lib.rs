@@ -17,6 +17,7 @@
 #![deny(missing_docs)]
 
 pub mod chain;
+mod clock;
 pub mod config;
 pub mod control;
 pub mod cpus;

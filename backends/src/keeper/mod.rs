@@ -44,6 +44,7 @@ use rustix::fs::{Mode, OFlags};
 use sd_notify::NotifyState;
 
 use crate::daemon::{Failure, Unlink};
+use crate::kept::channel::Standing;
 use crate::log::Gate;
 use crate::proto::Connection;
 use crate::server::Endpoint;
@@ -104,6 +105,8 @@ struct Keeper {
     pace: Pace,
     front_end: Option<FrontEnd>,
     sessions: u32,
+    /// What its workers are told about themselves.
+    standing: Standing,
     kept: BTreeMap<String, Vec<OwnedFd>>,
     /// One a class of log lines that others can cause.
     front_end_lines: Gate,
@@ -150,7 +153,7 @@ impl Keeper {
             let with = &mut With { worker, signals: &self.signals };
             if with.worker.session().is_none() {
                 self.sessions = self.sessions.wrapping_add(1);
-                with.worker.begin(self.sessions)?;
+                with.worker.begin(front_end.session(self.sessions))?;
                 if let Err(stop) = front_end.resume(with) {
                     return Err(self.take_back(stop));
                 }
@@ -180,7 +183,11 @@ impl Keeper {
         match self.signals.wait(fds, deadline)? {
             [_, _, _, true] if self.signals.take_upgrade() => self.upgrade(),
             [_, true, _, _] if worker.session().is_some() => Err(worker.unasked()),
-            [_, _, true, _] => worker.notes().map(|gifts| self.keep(gifts)),
+            [_, _, true, _] => {
+                let (gifts, upgrade) = (worker.notes()?, worker.take_upgrade());
+                self.keep(gifts);
+                if upgrade { self.upgrade() } else { Ok(()) }
+            }
             [true, ..] => {
                 self.front_end.as_mut().map_or(Ok(()), FrontEnd::receive).and_then(|()| self.admit())
             }
@@ -216,7 +223,8 @@ impl Keeper {
     }
 
     fn try_start(&mut self) -> Result<(), Stop> {
-        let mut worker = Worker::spawn(&self.program, &self.kept).map_err(Stop::Failed)?;
+        self.standing.workers = self.standing.workers.saturating_add(1);
+        let mut worker = Worker::spawn(&self.program, &self.kept, self.standing).map_err(Stop::Failed)?;
         let ready = worker.ready(&self.signals);
         self.keep(worker.gifts());
         ready.map(|()| self.worker = Some(worker))

@@ -14,6 +14,7 @@ use super::record::Record;
 use super::signals::Signals;
 use super::store::{Entry, Kind};
 use super::worker::Worker;
+use crate::kept::channel::Begun;
 use crate::proto::transport::MESSAGE_DEADLINE;
 use crate::proto::wire::Header;
 use crate::proto::{Code, Connection, Frame, Inflight, ProtocolFeatures, Reply, Request};
@@ -38,6 +39,10 @@ pub(super) struct FrontEnd {
     /// The in-flight region is the keeper's: a ring that the front-end stops is drained.
     drains: bool,
     pending: Option<Pending>,
+    /// When it connected, in milliseconds of Unix time.
+    connected_ms: u64,
+    /// A worker has served it.
+    served: bool,
 }
 
 /// A message that has not been answered.
@@ -81,12 +86,20 @@ impl FrontEnd {
     /// A front-end that has said nothing yet.
     pub(super) fn new(connection: Connection) -> FrontEnd {
         let (record, own) = (Record::new(), ProtocolFeatures::empty());
-        FrontEnd { connection, record, own, drains: false, pending: None }
+        let connected_ms = crate::clock::unix_ms();
+        FrontEnd { connection, record, own, drains: false, pending: None, connected_ms, served: false }
+    }
+
+    /// The session that a worker is to begin for it, by this number.
+    pub(super) fn session(&mut self, number: u32) -> Begun {
+        let again = std::mem::replace(&mut self.served, true);
+        Begun { number, again, connected_ms: self.connected_ms }
     }
 
     /// All of it, for the keeper after this one.
     pub(super) fn entries(&self) -> Vec<Entry<BorrowedFd<'_>>> {
         let mut bytes = self.record.protocol.bits().to_le_bytes().to_vec();
+        bytes.extend(self.connected_ms.to_le_bytes());
         bytes.extend([u8::from(self.drains), u8::from(self.record.state_under_way())]);
         let message =
             |header: Header, request: &Request| [&header.to_bytes()[..], &request.payload()].concat();
@@ -103,11 +116,13 @@ impl FrontEnd {
 
     /// The front-end of the keeper before, from the first of its entries.
     pub(super) fn back(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<FrontEnd> {
-        let (protocol, [drains, state_lost]) = bytes.split_first_chunk()? else { return None };
+        let (protocol, rest) = bytes.split_first_chunk()?;
+        let (connected_ms, [drains, state_lost]) = rest.split_first_chunk()? else { return None };
         let mut front_end = FrontEnd::new(Connection::new(fds.pop()?.into()).ok()?);
         front_end.record.protocol = ProtocolFeatures::from_bits_retain(u64::from_le_bytes(*protocol));
         front_end.record.state_lost = *state_lost != 0;
         front_end.drains = *drains != 0;
+        (front_end.connected_ms, front_end.served) = (u64::from_le_bytes(*connected_ms), true);
         Some(front_end)
     }
 

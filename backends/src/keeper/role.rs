@@ -28,6 +28,7 @@ use super::store::Store;
 use super::worker::Program;
 use super::{Keeper, Stop, store};
 use crate::daemon::{Failure, Unlink};
+use crate::kept::channel::Standing;
 use crate::options::{Common, from_fd, listen};
 use crate::server::Endpoint;
 
@@ -167,6 +168,7 @@ fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) ->
         pace: Pace::new(Instant::now()),
         front_end: None,
         sessions: 0,
+        standing: Standing { keeper_pid: std::process::id(), workers: 0, began_ms: crate::clock::unix_ms() },
         kept: Default::default(),
         front_end_lines: Default::default(),
         worker_lines: Default::default(),

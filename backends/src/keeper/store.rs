@@ -28,7 +28,7 @@ use crate::passing::{self, MAX_DESCRIPTORS};
 
 /// What our stored descriptors are called, generation by generation in turn.
 const NAMES: [&str; 2] = ["outboard-keeper-0", "outboard-keeper-1"];
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Bytes of entries in one part, unless the last one is longer than the rest.
 const PART_BYTES: usize = 32 << 10;
 /// Bytes before a part's entries.

@@ -20,7 +20,7 @@ use super::Stop;
 use super::role::AS_WORKER;
 use super::signals::Signals;
 use crate::failpoint;
-use crate::kept::channel::{Channel, Note};
+use crate::kept::channel::{Begun, Channel, Note, Standing};
 use crate::proto::wire::Header;
 use crate::proto::{Connection, Frame, Request, TransportError};
 
@@ -60,6 +60,8 @@ pub(super) struct Worker {
     session: Option<(u32, Connection)>,
     /// What it gave to be kept and what it dropped, in order, since it was last taken.
     gifts: Vec<Gift>,
+    /// Somebody asked it for an upgrade.
+    upgrade: bool,
 }
 
 /// Descriptors to keep under a name; none: the name is not needed any more.
@@ -67,8 +69,13 @@ pub(super) type Gift = (String, Vec<OwnedFd>);
 
 impl Worker {
     /// Starts one, which finds `kept` on its channel; it has yet to say that it is ready.
-    pub(super) fn spawn(program: &Program, kept: &BTreeMap<String, Vec<OwnedFd>>) -> io::Result<Worker> {
+    pub(super) fn spawn(
+        program: &Program,
+        kept: &BTreeMap<String, Vec<OwnedFd>>,
+        standing: Standing,
+    ) -> io::Result<Worker> {
         let (channel, theirs) = Channel::pair()?;
+        channel.send(&Note::Standing(standing), &[])?;
         for (name, fds) in kept {
             let fds: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
             channel.send(&Note::Kept(name.clone()), &fds)?;
@@ -84,7 +91,9 @@ impl Worker {
         fcntl_setfd(&theirs, FdFlags::empty())?;
         let mut child = command.spawn()?;
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Worker { child, pidfd, channel, session: None, gifts: Vec::new() }),
+            Ok(pidfd) => {
+                Ok(Worker { child, pidfd, channel, session: None, gifts: Vec::new(), upgrade: false })
+            }
             Err(errno) => {
                 let _ = child.kill().and_then(|()| child.wait());
                 Err(errno.into())
@@ -138,12 +147,18 @@ impl Worker {
         std::mem::take(&mut self.gifts)
     }
 
+    /// Whether it was asked for an upgrade since this was last asked.
+    pub(super) fn take_upgrade(&mut self) -> bool {
+        std::mem::take(&mut self.upgrade)
+    }
+
     /// Takes one note, if one has arrived.
     fn note(&mut self) -> io::Result<Option<Note>> {
         let Some((note, fds)) = self.channel.try_recv()? else { return Ok(None) };
         match &note {
             Note::Keep(name) => self.gifts.push((name.clone(), fds)),
             Note::Drop(name) => self.gifts.push((name.clone(), Vec::new())),
+            Note::Upgrade => self.upgrade = true,
             _ => {}
         }
         Ok(Some(note))
@@ -155,14 +170,14 @@ impl Worker {
     }
 
     /// Begins a session.
-    pub(super) fn begin(&mut self, number: u32) -> Result<(), Stop> {
+    pub(super) fn begin(&mut self, session: Begun) -> Result<(), Stop> {
         let begun = || -> Result<Connection, io::Error> {
             let (ours, theirs) = UnixStream::pair()?;
-            self.channel.send(&Note::Session(number), &[theirs.as_fd()])?;
+            self.channel.send(&Note::Session(session), &[theirs.as_fd()])?;
             Connection::new(ours).map_err(io::Error::other)
         };
         let connection = begun().map_err(|error| self.refuse(&format!("it takes no session: {error}")))?;
-        self.session = Some((number, connection));
+        self.session = Some((session.number, connection));
         Ok(())
     }
 

@@ -15,14 +15,16 @@ use crate::passing;
 const MAX_NAME_BYTES: usize = 255;
 /// Most descriptors under one name.
 const MAX_DESCRIPTORS: usize = 8;
-/// A kind, a number, a name.
+/// A kind, a number, and a name or something shorter.
 const MAX_NOTE_BYTES: usize = 5 + MAX_NAME_BYTES;
 
 /// What a keeper and its worker tell each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
     /// To the worker: serve the front-end on this socket.
-    Session(u32),
+    Session(Begun),
+    /// To the worker: whose it is, and the how manieth.
+    Standing(Standing),
     /// To the worker: what an earlier one gave under this name.
     Kept(String),
     /// To the worker: you are about to be asked to end, and another one goes on.
@@ -35,37 +37,91 @@ pub enum Note {
     Keep(String),
     /// To the keeper: what has this name is not needed any more.
     Drop(String),
+    /// To the keeper: start the next worker from what the executable's path names now.
+    Upgrade,
+}
+
+/// A session that begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// Its number, for [`Note::Over`].
+    pub number: u32,
+    /// A worker before this one has served the same front-end.
+    pub again: bool,
+    /// When the front-end connected, in milliseconds of Unix time.
+    pub connected_ms: u64,
+}
+
+/// A worker's place in the life of its daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Process of the keeper.
+    pub keeper_pid: u32,
+    /// Workers that were started until now, this one among them.
+    pub workers: u32,
+    /// When the keeper began, in milliseconds of Unix time.
+    pub began_ms: u64,
 }
 
 impl Note {
     fn to_bytes(&self) -> Vec<u8> {
-        let (kind, number, name) = match self {
-            Note::Session(number) => (1, *number, ""),
-            Note::Kept(name) => (2, 0, name.as_str()),
-            Note::Ready => (3, 0, ""),
-            Note::Over(number) => (4, *number, ""),
-            Note::Keep(name) => (5, 0, name.as_str()),
-            Note::Drop(name) => (6, 0, name.as_str()),
-            Note::Leave => (7, 0, ""),
+        let (mut number, mut rest) = (0, Vec::new());
+        let kind: u8 = match self {
+            Note::Session(Begun { number: nth, again, connected_ms }) => {
+                number = *nth;
+                rest = connected_ms.to_le_bytes().into_iter().chain([u8::from(*again)]).collect();
+                1
+            }
+            Note::Kept(name) => named(2, name, &mut rest),
+            Note::Ready => 3,
+            Note::Over(nth) => {
+                number = *nth;
+                4
+            }
+            Note::Keep(name) => named(5, name, &mut rest),
+            Note::Drop(name) => named(6, name, &mut rest),
+            Note::Leave => 7,
+            Note::Standing(Standing { keeper_pid, workers, began_ms }) => {
+                number = *workers;
+                rest = began_ms.to_le_bytes().into_iter().chain(keeper_pid.to_le_bytes()).collect();
+                8
+            }
+            Note::Upgrade => 9,
         };
-        [&[kind], &u32::to_le_bytes(number)[..], name.as_bytes()].concat()
+        [&[kind], &number.to_le_bytes()[..], &rest].concat()
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Note> {
         let (kind, rest) = bytes.split_first()?;
-        let (number, name) = rest.split_first_chunk::<4>()?;
-        let (number, name) = (u32::from_le_bytes(*number), String::from_utf8(name.to_vec()).ok()?);
+        let (number, rest) = rest.split_first_chunk::<4>()?;
+        let number = u32::from_le_bytes(*number);
+        let name = || String::from_utf8(rest.to_vec()).ok();
+        let time = || rest.split_first_chunk().map(|(ms, rest)| (u64::from_le_bytes(*ms), rest));
         Some(match kind {
-            1 => Note::Session(number),
-            2 => Note::Kept(name),
+            1 => {
+                let (connected_ms, again) = time()?;
+                Note::Session(Begun { number, again: *again.first()? != 0, connected_ms })
+            }
+            2 => Note::Kept(name()?),
             3 => Note::Ready,
             4 => Note::Over(number),
-            5 => Note::Keep(name),
-            6 => Note::Drop(name),
+            5 => Note::Keep(name()?),
+            6 => Note::Drop(name()?),
             7 => Note::Leave,
+            8 => {
+                let (began_ms, keeper) = time()?;
+                let keeper_pid = u32::from_le_bytes(*keeper.first_chunk()?);
+                Note::Standing(Standing { keeper_pid, workers: number, began_ms })
+            }
+            9 => Note::Upgrade,
             _ => return None,
         })
     }
+}
+
+fn named(kind: u8, name: &str, rest: &mut Vec<u8>) -> u8 {
+    rest.extend(name.as_bytes());
+    kind
 }
 
 /// One end of the channel.
@@ -136,7 +192,9 @@ mod tests {
         assert!(worker.try_recv().unwrap().is_none());
         let name = || "terminal".to_owned();
         let notes = [
-            Note::Session(7),
+            Note::Session(Begun { number: 7, again: true, connected_ms: u64::MAX }),
+            Note::Standing(Standing { keeper_pid: 1, workers: 2, began_ms: 3 }),
+            Note::Upgrade,
             Note::Kept(name()),
             Note::Ready,
             Note::Over(u32::MAX),
@@ -156,7 +214,8 @@ mod tests {
     #[test]
     fn what_is_no_note_is_refused() {
         let (keeper, worker) = Channel::pair().unwrap();
-        for bytes in [&[9u8, 0, 0, 0, 0][..], &[1, 0], &[2, 0, 0, 0, 0, 0xff], &[1; 300]] {
+        for bytes in [&[99u8, 0, 0, 0, 0][..], &[1, 0], &[1; 13], &[8; 16], &[2, 0, 0, 0, 0, 0xff], &[1; 300]]
+        {
             rustix::io::write(&keeper, bytes).unwrap();
             assert!(worker.try_recv().is_err(), "{bytes:?}");
         }

@@ -12,7 +12,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use channel::{Channel, Note};
+use channel::{Channel, Note, Standing};
 
 /// A handle; all of a process are the same.
 #[derive(Clone, Debug, Default)]
@@ -22,16 +22,33 @@ pub struct Kept {
     given: Arc<Mutex<BTreeMap<String, Vec<OwnedFd>>>>,
     /// The keeper said that another worker goes on.
     leaving: Arc<AtomicBool>,
+    standing: Option<Standing>,
 }
 
 impl Kept {
     /// What has arrived on the channel of a worker that begins.
     pub(crate) fn by(keeper: &Arc<Channel>) -> Kept {
-        let mut given = BTreeMap::new();
-        while let Ok(Some((Note::Kept(name), fds))) = keeper.try_recv() {
-            given.insert(name, fds);
+        let (mut given, mut standing) = (BTreeMap::new(), None);
+        while let Ok(Some((note, fds))) = keeper.try_recv() {
+            match note {
+                Note::Kept(name) => drop(given.insert(name, fds)),
+                Note::Standing(ours) => standing = Some(ours),
+                _ => break,
+            }
         }
-        Kept { keeper: Some(Arc::clone(keeper)), given: Arc::new(Mutex::new(given)), ..Kept::default() }
+        let given = Arc::new(Mutex::new(given));
+        Kept { keeper: Some(Arc::clone(keeper)), given, leaving: Arc::default(), standing }
+    }
+
+    /// Whose worker this is; `None`: nobody's, there is no keeper.
+    pub fn standing(&self) -> Option<Standing> {
+        self.standing
+    }
+
+    /// Has the next worker started from what the executable's path names now. `false`: there is no keeper to do it.
+    pub fn upgrade(&self) -> bool {
+        self.tell(&Note::Upgrade, &[]);
+        self.keeper.is_some()
     }
 
     /// What was kept under this name.

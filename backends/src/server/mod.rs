@@ -25,7 +25,7 @@ use crate::engine::EngineKind;
 use crate::failpoint;
 use crate::inflight::Region;
 use crate::kept::Kept;
-use crate::kept::channel::{Channel, Note};
+use crate::kept::channel::{Begun, Channel, Note};
 use crate::log::Gate;
 use crate::memory::dirty::DirtyLog;
 use crate::memory::{Memory, guard};
@@ -228,9 +228,9 @@ impl<D: Device> Server<D> {
         keeper.send(&Note::Ready, &[])?;
         while self.wait(keeper.as_fd(), end, None)? != Wake::End {
             match keeper.try_recv() {
-                Ok(Some((Note::Session(number), fds))) => {
+                Ok(Some((Note::Session(begun), fds))) => {
                     let Some(fd) = fds.into_iter().next() else { continue };
-                    if self.serve_front_end(fd.into(), Some((keeper, number)), end) {
+                    if self.serve_front_end(fd.into(), Some((keeper, begun)), end) {
                         break;
                     }
                 }
@@ -246,19 +246,22 @@ impl<D: Device> Server<D> {
     fn serve_front_end(
         &mut self,
         stream: UnixStream,
-        keeper: Option<(&Channel, u32)>,
+        keeper: Option<(&Channel, Begun)>,
         end: BorrowedFd<'_>,
     ) -> bool {
         let told = self.gates.connections.pass(Instant::now());
         if let Some(left_out) = told {
             tracing::info!(left_out, "Front-end connected");
         }
-        self.stats.session_began();
+        if keeper.is_none_or(|(_, begun)| !begun.again) {
+            self.stats.session_began();
+        }
         let mut session = Session::new(self.offer());
         let over = match Connection::new(stream) {
             Ok(mut connection) => {
                 let over = self.converse(&mut session, &mut connection, end);
-                if let (Some((keeper, number)), false) = (keeper, matches!(over, Hangup::Asked)) {
+                if let (Some((keeper, Begun { number, .. })), false) = (keeper, matches!(over, Hangup::Asked))
+                {
                     // A keeper that is gone needs to know nothing.
                     let _ = keeper.send(&Note::Over(number), &[]);
                 }

@@ -149,7 +149,7 @@ impl Stats {
         self.queues().fold(0, |sum, queue| sum.wrapping_add(queue.get(count)))
     }
 
-    /// Sessions since the daemon started: one for each front-end, one more for each worker that went on with it.
+    /// Front-ends that were served since the daemon started.
     pub fn sessions(&self) -> u64 {
         self.words.get(SESSIONS).map_or(0, |word| word.load(Relaxed))
     }
