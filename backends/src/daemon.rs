@@ -20,7 +20,7 @@ use sd_notify::NotifyState;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
-use crate::config::{self, ConfigError};
+use crate::config::{self, ConfigError, Origin};
 use crate::device::Device;
 use crate::keeper::role::{self, Place, become_keeper, is_worker};
 use crate::kept::Kept;
@@ -113,6 +113,7 @@ const FILE_AND_CODES: &str = "\
 Configuration file:
   socket-path = \"/run/outboard/vm1/device.sock\"    # each key is the name of an option
   keeper = \"off\"                                   # numbers, true and false stand without quotes
+  require-sealed-memory = true                     # a flag; --no-require-sealed-memory takes it back
 
 Exit codes:
   0  asked to end
@@ -123,7 +124,7 @@ Exit codes:
 
 /// Its command line, as clap has it.
 pub fn command<P: Program>() -> clap::Command {
-    CommandLine::<P>::command()
+    config::negatable(CommandLine::<P>::command())
         .name(P::NAME)
         .version(env!("CARGO_PKG_VERSION"))
         .about(P::ABOUT)
@@ -158,7 +159,14 @@ fn end<P: Program>(ended: Result<(), Failure>) -> ExitCode {
 fn start<P: Program>(args: Vec<OsString>) -> Result<(), Failure> {
     let command = command::<P>();
     // Behind a keeper, it has read the file.
-    let args = if is_worker(&args) { args } else { config::expand(&command, args)? };
+    let (args, origin) =
+        if is_worker(&args) { (args, Origin::default()) } else { config::expand(&command, args)? };
+    let located = |failure: Failure| Failure { message: origin.located(failure.message), ..failure };
+    begin::<P>(command, args).map_err(located)
+}
+
+/// The same with all options on the command line.
+fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), Failure> {
     let parsed =
         command.try_get_matches_from(&args).and_then(|line| CommandLine::<P>::from_arg_matches(&line));
     let line = match parsed {

@@ -14,9 +14,9 @@ pub struct Options {
     #[arg(long, value_enum, value_name = "NAME", default_value_t)]
     pub source: Source,
 
-    /// Give at most this much, like bytes=1M,ops=1000,burst_ms=20: bytes and requests a second, and for how long a
-    /// guest that was idle may go on without limit [default burst: 100]
-    #[arg(long, value_name = "LIMIT")]
+    /// Give at most so many bytes and requests a second, and let a guest that was idle go on without limit for so many
+    /// milliseconds, like bytes=1M,ops=1000,burst_ms=20 [default burst_ms: 100]
+    #[arg(long, value_name = "bytes=SIZE,ops=N,burst_ms=N")]
     pub limit: Option<Limit>,
 }
 

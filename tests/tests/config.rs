@@ -179,6 +179,49 @@ fn values_out_of_range_are_told() {
 }
 
 #[test]
+fn a_structured_option_may_be_a_table() {
+    let [rng, ..] = DAEMONS;
+    assert_good(&check(rng.launch("engine = 'epoll'\n[limit]\nbytes = '1M'\nops = 1000\nburst_ms = 20")));
+    for (text, words) in [
+        ("[limit]\n\nbytes = 0", ["line 3: limit.bytes = 0: ", "1 or more"]),
+        (
+            "[limit]\nops = 1\nengine = 'epoll'",
+            ["line 3: unknown key `limit.engine`", "above the first [table]"],
+        ),
+        ("[limit]\nburst_ms = 5", ["line 1: limit: ", "it limits nothing; give bytes=N"]),
+    ] {
+        assert_refused(&check(rng.launch(text)), 2, &words);
+    }
+}
+
+#[test]
+fn what_is_found_when_it_is_used_has_its_line_too() {
+    let [rng, blk, console] = DAEMONS;
+    for (launch, code, words) in [
+        (blk.launch("\nimage = '/nowhere.img'"), 2, ["line 2: --image /nowhere.img", "no such file"]),
+        (rng.launch("\n\nsocket-path = '/dev/null'"), 2, ["line 3: --socket-path /dev/null", "no socket"]),
+        (rng.launch("fd = 77"), 2, ["line 1: --fd 77", "unix stream socket"]),
+        (console.launch("pty = '/nowhere/tty'"), 1, ["line 1: --pty /nowhere/tty", "directory"]),
+    ] {
+        assert_refused(&check(launch), code, &[&["--config ", "options.toml, "][..], &words].concat());
+    }
+    let exit = check(rng.launch("socket-path = '/dev/null'").args(["--socket-path", "/nowhere/s"]));
+    assert_refused(&exit, 1, &["outboard-rng: --socket-path /nowhere/s"]);
+}
+
+#[test]
+fn a_flag_of_the_file_is_taken_back_on_the_command_line() {
+    let image = |line: &[&str]| {
+        let launch = DAEMONS[1].launch("image = '@/disk.img'\nread-only = true");
+        let launch = launch.args(line.iter().copied());
+        let machine = BLK.boot_with(launch, &Ram::new(RAM_BYTES), BLK.wants());
+        machine.frontend.features() & 1 << virtio_bindings::virtio_blk::VIRTIO_BLK_F_RO != 0
+    };
+    assert!(image(&[]));
+    assert!(!image(&["--no-read-only"]));
+}
+
+#[test]
 fn the_file_is_read_once_and_the_command_line_wins() {
     let launch = DAEMONS[1].launch("image = '@/disk.img'\nqueues = 2\nsocket-path = '/nowhere/vhost.sock'");
     let mut machine = BLK.boot_with(launch, &Ram::new(RAM_BYTES), BLK.wants());

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use backends::config::{self, ConfigError};
+use backends::config::{self, ConfigError, Origin};
 use backends::options::one_line;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -31,7 +31,12 @@ Examples:
       kernel = \"vmlinuz\"
       memory = \"1G\"
       cpus = 2
-      device = [\"blk,socket=/run/vm/blk.sock\", \"rng,socket=/run/vm/rng.sock\"]
+      [[device]]
+      type = \"blk\"
+      socket = \"/run/vm/blk.sock\"
+      [[device]]
+      type = \"rng\"
+      socket = \"/run/vm/rng.sock\"
 
 On a terminal, Ctrl-A then X ends the machine.
 SIGUSR1 pauses the guest, SIGUSR2 lets it go on; SIGTERM ends the machine.
@@ -77,14 +82,21 @@ pub fn command() -> clap::Command {
 /// The whole program: parses, runs, and turns an error into one line and its exit code.
 pub fn main() -> ExitCode {
     let start = Instant::now();
-    match parse().and_then(|command| execute(command, start)) {
+    let (args, origin) = match with_file(std::env::args_os().collect()) {
+        Ok(found) => found,
+        Err(error) => return tell(&error.into(), &Origin::default()),
+    };
+    match parse(args).and_then(|command| execute(command, start)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Stop::Shown(code)) => code,
-        Err(Stop::Error(error)) => {
-            eprintln!("outboard: {error}");
-            error.exit_code()
-        }
+        Err(Stop::Error(error)) => tell(&error, &origin),
     }
+}
+
+/// One line on standard error.
+fn tell(error: &Error, origin: &Origin) -> ExitCode {
+    eprintln!("outboard: {}", origin.located(error.to_string()));
+    error.exit_code()
 }
 
 /// Why there is nothing more to do.
@@ -128,8 +140,8 @@ fn log_to_stderr() {
         .init();
 }
 
-fn parse() -> Result<Command, Stop> {
-    match Cli::try_parse_from(with_file(std::env::args_os().collect())?) {
+fn parse(args: Vec<OsString>) -> Result<Command, Stop> {
+    match Cli::try_parse_from(args) {
         Ok(cli) => Ok(cli.command),
         Err(error) => {
             let help_only = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
@@ -145,18 +157,19 @@ fn parse() -> Result<Command, Stop> {
 }
 
 /// The command line, with what the file that `run --config` names says before the other options of `run`.
-fn with_file(mut args: Vec<OsString>) -> Result<Vec<OsString>, ConfigError> {
+fn with_file(mut args: Vec<OsString>) -> Result<(Vec<OsString>, Origin), ConfigError> {
     let cli = command();
     let run = cli.find_subcommand(RUN).filter(|_| args.get(1).is_some_and(|arg| arg == RUN));
-    if let Some(run) = run {
-        let options = args.split_off(1);
-        args.extend(config::expand(run, options)?);
-    }
-    Ok(args)
+    let Some(run) = run else { return Ok((args, Origin::default())) };
+    let (options, origin) = config::expand(run, args.split_off(1))?;
+    args.extend(options);
+    Ok((args, origin))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -166,21 +179,20 @@ mod tests {
 
     #[test]
     fn every_option_of_run_can_stand_in_a_file() {
-        let text = "kernel = 'k'\ninitrd = 'i'\ncmdline = 'c'\nmemory = '1M'\ncpus = 1\ndevice = ['a', 'b']\n\
-                    serial = 'off'\non-reset = 'exit'\ntimings = 't'\n";
+        let text = "kernel = 'k'\ninitrd = 'i'\ncmdline = 'c'\nmemory = '1M'\ncpus = 1\nserial = 'off'\n\
+                    on-reset = 'exit'\ntimings = 't'\ndevice = ['a', {type = 'b', socket = 's', queues = 2}]\n";
         let cli = command();
         let keys: Vec<&str> = config::keys(cli.find_subcommand(RUN).unwrap()).collect();
         let given: Vec<&str> = text.lines().filter_map(|line| Some(line.split_once(' ')?.0)).collect();
-        assert_eq!(given, keys);
+        assert_eq!(given.iter().collect::<BTreeSet<_>>(), keys.iter().collect());
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
         let path = file.path().display().to_string();
         let line = ["outboard", "run", "--cpus", "2", "--config", &path, "--device=c"].map(OsString::from);
-        let args = with_file(line.to_vec()).unwrap();
-        let from_file =
-            ["--kernel=k", "--initrd=i", "--cmdline=c", "--memory=1M", "--device=a", "--device=b"];
-        let expected =
-            [&["outboard", "run"][..], &from_file, &["--serial=off", "--on-reset=exit", "--timings=t"]];
+        let (args, _) = with_file(line.to_vec()).unwrap();
+        let from_file = ["--kernel=k", "--initrd=i", "--cmdline=c", "--memory=1M", "--serial=off"];
+        let lists = ["--on-reset=exit", "--timings=t", "--device=a", "--device=b,socket=s,queues=2"];
+        let expected = [&["outboard", "run"][..], &from_file, &lists];
         let expected = [expected.concat(), vec!["--cpus", "2", "--config", &path, "--device=c"]].concat();
         assert_eq!(args, expected);
         assert!(Cli::try_parse_from(args).is_ok());

@@ -44,9 +44,9 @@ pub struct RunOptions {
     /// Number of vCPUs
     #[arg(long, value_name = "N")]
     cpus: Option<u8>,
-    /// A device of the guest: TYPE,socket=PATH[,id=NAME][,queues=N][,queue-size=N]; may be repeated.
-    /// `queues` counts virtqueues; without it the daemon's answer decides
-    #[arg(long = "device", value_name = "DEVICE")]
+    /// A device of the guest, served by the daemon on that socket; may be repeated. `queues` counts virtqueues; without
+    /// it the daemon's answer decides
+    #[arg(long = "device", value_name = "TYPE,socket=PATH[,id=NAME][,queues=N][,queue-size=N]")]
     device: Vec<String>,
     /// The serial line (COM1): stdio, off, or file=PATH [default: stdio]
     #[arg(long, value_name = "WHERE")]

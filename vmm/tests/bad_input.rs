@@ -178,9 +178,14 @@ fn configuration_files_with_mistakes() {
     for (text, words) in [
         ("memory = \"64M\"\ncolour = \"red\"\n", ["line 2", "unknown key `colour`"]),
         ("cpus =\n", ["line 1", ""]),
-        ("\n\nmemory = 1\n", ["line 3", "memory = 1: give a string in quotes"]),
+        ("\n\ncmdline = 1\n", ["line 3", "cmdline = 1: give a string in quotes"]),
         ("cpus = 1\ncpus = 2\n", ["line 2", "duplicate key"]),
-        ("cpus = 1\n\ndevice = 'rng'", ["line 3", "give a list"]),
+        ("cpus = 1\n\ndevice = 'rng'", ["line 3", "give a table [[device]] for each, or a list"]),
+        (
+            "[[device]]\ntype = 'rng'\ncolour = 'red'",
+            ["line 3", "unknown key `device.colour`; its keys are type, "],
+        ),
+        ("[[device]]\ntype = 'rng'\nqueues = '2'", ["line 3", "device.queues = '2': give a number"]),
         ("config = 'x'", ["line 1", "--config"]),
     ] {
         fs::write(&path, text).unwrap();
@@ -188,6 +193,37 @@ fn configuration_files_with_mistakes() {
         refused(&["--config", &path], 2, &[&[path.as_str()], words.as_slice()].concat());
     }
     refused(&["--config", "/nowhere/vm.toml"], 2, &["--config /nowhere/vm.toml"]);
+}
+
+#[test]
+fn what_is_found_when_it_is_used_has_its_line_too() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("vm.toml");
+    let vm = path.display().to_string();
+    for (text, code, words) in [
+        ("memory = 4096", 2, ["line 1: --memory 4096", "give"]),
+        ("memory = '64M'\ncpus = 0", 2, ["line 2: --cpus 0", "from 1 to"]),
+        ("memory = '64M'\n\ninitrd = '/nowhere/i'", 2, ["line 3: --initrd /nowhere/i", ""]),
+        (
+            "memory = '64M'\n[[device]]\ntype = 'rng'\nsocket = '/a'\n[[device]]\ntype = 'teapot'\nsocket = '/b'",
+            2,
+            ["line 5: --device teapot,socket=/b: ", "blk, console, rng"],
+        ),
+        (
+            "memory = '64M'\n[[device]]\ntype = 'rng'\nsocket = '/nowhere/rng'",
+            4,
+            ["line 2: --device rng,socket=/nowhere/rng", "start outboard-rng"],
+        ),
+    ] {
+        fs::write(&path, text).unwrap();
+        refused(
+            &["--config", &vm],
+            code,
+            &[&[format!("--config {vm}, ").as_str()], words.as_slice()].concat(),
+        );
+    }
+    fs::write(&path, "memory = '64M'").unwrap();
+    refused(&["--config", &vm, "--cpus", "0"], 2, &["outboard: --cpus 0"]);
 }
 
 #[test]

@@ -9,12 +9,14 @@
 //! ```
 //! So there is one list of options, and a key means what its option means. A key is the long name of an option that
 //! people are shown. A number is written as a TOML number, a flag as `true` or `false`, an option that may be repeated
-//! as a list, everything else as the string that the command line would take.
+//! as a list, one whose help shows several parts (`bytes=SIZE,ops=N`) as a table too ([`shape`]), everything else as
+//! the string that the command line would take.
 //!
 //! Promises: the command line wins, over the key of the same name and over keys that cannot stand beside what it says
 //! (`--fd` over `socket-path`); only an option that may be repeated is joined, the file's first. A flag that the file
-//! sets stays set, for no option takes it back. Every mistake in the file is told with its line and its cure, before
-//! anything is opened.
+//! sets is taken back by `--no-FLAG`. Every mistake in the file is told with its line and its cure, before anything is
+//! opened; what is found when an option of the file is used, a missing image or a port that is taken, has its line too
+//! ([`Origin`]).
 //! Refuses: keys that are no option, twice the same key, values of another type or out of range, keys that exclude each
 //! other, what belongs on the command line only (`--config` itself), and a file over 1 MiB.
 //!
@@ -23,9 +25,10 @@
 //! whatever became of the file since, and an upgrade changes the program, not its options. A changed file counts from
 //! the next start of the daemon; `--check` tries it before.
 
+mod origin;
+mod shape;
 mod value;
 
-use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -34,8 +37,10 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use thiserror::Error;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
+
+pub use origin::Origin;
+use value::{Entry, Key, Said};
 
 /// Id and name of the option that names the file.
 const CONFIG: &str = "config";
@@ -107,6 +112,14 @@ pub enum Mistake {
         /// What the option says.
         cause: String,
     },
+    /// A table that its option refuses.
+    #[error("{key}: {cause}")]
+    Table {
+        /// Key.
+        key: String,
+        /// What the option says.
+        cause: String,
+    },
     /// Two keys of which only one can be.
     #[error("{key} cannot stand beside {other} of line {line}; leave one of them out")]
     Beside {
@@ -122,29 +135,47 @@ pub enum Mistake {
 /// What a key of the file asks for.
 struct Setting<'a> {
     arg: &'a Arg,
-    /// As on a command line.
-    args: Vec<String>,
+    said: Vec<Said>,
     line: usize,
 }
 
-/// The command line `args`, name of the program first, with what the file that it names says before it; `args` itself
-/// where it names none.
+/// The same program, which also takes `--no-FLAG` for each flag that a file may set.
+pub fn negatable(command: Command) -> Command {
+    let flags = command.get_arguments().filter(|arg| matches!(arg.get_action(), ArgAction::SetTrue));
+    let names = flags.filter_map(|arg| Some((arg.get_id().to_string(), negation(key(arg)?))));
+    let names: Vec<(String, String)> = names.collect();
+    command.args(names.into_iter().map(|(flag, no_flag)| {
+        Arg::new(no_flag.clone()).long(no_flag).action(ArgAction::SetTrue).hide(true).overrides_with(flag)
+    }))
+}
+
+/// Name, and id, of the option that takes a flag back.
+fn negation(flag: &str) -> String {
+    format!("no-{flag}")
+}
+
+/// The command line `args`, name of the program first, with what the file that it names says before it, and where that
+/// stands there; `args` itself where it names none.
 ///
 /// # Errors
 /// [`ConfigError`], about the file only. A mistake on the command line is for whoever parses what is returned.
-pub fn expand(command: &Command, args: Vec<OsString>) -> Result<Vec<OsString>, ConfigError> {
-    let Ok(given) = command.clone().ignore_errors(true).try_get_matches_from(&args) else { return Ok(args) };
-    let Some(path) = given.get_one::<PathBuf>(CONFIG) else { return Ok(args) };
+pub fn expand(command: &Command, args: Vec<OsString>) -> Result<(Vec<OsString>, Origin), ConfigError> {
+    let Ok(given) = command.clone().ignore_errors(true).try_get_matches_from(&args) else {
+        return Ok((args, Origin::default()));
+    };
+    let Some(path) = given.get_one::<PathBuf>(CONFIG) else { return Ok((args, Origin::default())) };
     let text = read(path)?;
     let settings = settings(command, &text).map_err(|(offset, mistake)| {
         let line = line(&text, offset);
         ConfigError::Mistake { path: path.clone(), line, mistake }
     })?;
-    let from_file = settings.into_iter().filter(|setting| !overruled(command, setting.arg, &given));
+    let counted = settings.into_iter().filter(|setting| !overruled(command, setting.arg, &given));
+    let said = counted.flat_map(|setting| setting.said).map(|said| (said.arg, line(&text, said.at)));
+    let origin = Origin { path: path.clone(), lines: said.collect() };
     let mut args = args.into_iter();
     let name = args.next();
-    let from_file = from_file.flat_map(|setting| setting.args).map(OsString::from);
-    Ok(name.into_iter().chain(from_file).chain(args).collect())
+    let from_file = origin.lines.iter().map(|(arg, _)| OsString::from(arg));
+    Ok((name.into_iter().chain(from_file).chain(args).collect(), origin))
 }
 
 /// The keys that a file may have, each the long name of an option.
@@ -192,36 +223,50 @@ fn settings<'a>(command: &'a Command, text: &str) -> Result<Vec<Setting<'a>>, Lo
     entries.sort_by_key(|(key, _)| key.span().start);
     let mut settings: Vec<Setting<'a>> = Vec::with_capacity(entries.len());
     for (key, value) in entries {
+        let arg = option(command, key)?;
+        let said = said(command, &Entry { text, arg, key, value })?;
         let at = key.span().start;
-        let setting = setting(command, text, key, value).map_err(|mistake| (at, mistake))?;
-        if let Some(other) = settings.iter().find(|other| exclusive(command, setting.arg, other.arg)) {
+        let says_so = |other: &&Setting<'_>| !other.said.is_empty() && exclusive(command, arg, other.arg);
+        if let Some(other) = settings.iter().filter(|_| !said.is_empty()).find(says_so) {
             let (key, line) = (key.get_ref().to_string(), other.line);
             let other = other.arg.get_long().unwrap_or_default().to_owned();
             return Err((at, Mistake::Beside { key, other, line }));
         }
-        settings.push(setting);
+        settings.push(Setting { arg, said, line: line(text, at) });
     }
     Ok(settings)
 }
 
-fn setting<'a>(
-    command: &'a Command,
-    text: &str,
-    name: &Spanned<Cow<'_, str>>,
-    value: &Spanned<DeValue<'_>>,
-) -> Result<Setting<'a>, Mistake> {
+/// The option of this key.
+fn option<'a>(command: &'a Command, name: &Key<'_>) -> Result<&'a Arg, Located> {
     let found = command.get_arguments().find(|arg| key(arg) == Some(name.get_ref()));
-    let arg = found.ok_or_else(|| unknown(command, name.get_ref()))?;
-    let shown = || value::shown(text, value.span());
-    let key = || name.get_ref().to_string();
-    let args = value::to_args(arg, value.get_ref()).ok_or_else(|| Mistake::Type {
-        key: key(),
-        value: shown(),
-        wanted: value::wanted(arg),
-    })?;
-    match args.iter().find_map(|one| refusal(command, one)) {
-        Some(cause) => Err(Mistake::Value { key: key(), value: shown(), cause }),
-        None => Ok(Setting { arg, args, line: line(text, name.span().start) }),
+    found.ok_or_else(|| (name.span().start, unknown(command, name.get_ref())))
+}
+
+/// The arguments that mean this entry, which their option takes.
+fn said(command: &Command, entry: &Entry<'_>) -> Result<Vec<Said>, Located> {
+    let said = entry.to_args()?;
+    match said.iter().find_map(|said| Some((said, refusal(command, &said.arg)?))) {
+        Some((said, cause)) => Err(refused(entry, said, cause)),
+        None => Ok(said),
+    }
+}
+
+/// A refusal in words of the file: of the part that it is about, where it names one of a table.
+fn refused(entry: &Entry<'_>, said: &Said, cause: String) -> Located {
+    let key = entry.key.get_ref().to_string();
+    let about = |(part, at): &(String, usize)| {
+        let cause = cause.strip_prefix(part)?.strip_prefix(": ")?.to_owned();
+        let (name, value) = part.split_once('=')?;
+        Some((*at, Mistake::Value { key: format!("{key}.{name}"), value: value.to_owned(), cause }))
+    };
+    match said.parts.iter().find_map(about) {
+        Some(located) => located,
+        None if said.parts.is_empty() => {
+            let value = value::shown(entry.text, entry.value.span());
+            (said.at, Mistake::Value { key, value, cause })
+        }
+        None => (said.at, Mistake::Table { key, cause }),
     }
 }
 
@@ -230,7 +275,11 @@ fn unknown(command: &Command, key: &str) -> Mistake {
         return Mistake::CommandLineOnly(key.to_owned());
     }
     let all = || format!("the keys are {}", keys(command).collect::<Vec<_>>().join(", "));
-    let cure = nearest(command, key).map_or_else(all, |near| format!("did you mean `{near}`?"));
+    let negated = key.strip_prefix("no-").and_then(|flag| keys(command).find(|key| *key == flag));
+    let cure = match negated {
+        Some(flag) => format!("give {flag} = false"),
+        None => nearest(command, key).map_or_else(all, |near| format!("did you mean `{near}`?")),
+    };
     Mistake::Unknown { key: key.to_owned(), cure }
 }
 
@@ -264,8 +313,12 @@ fn refusal(command: &Command, arg: &str) -> Option<String> {
 
 /// Whether the command line says something else instead.
 fn overruled(command: &Command, arg: &Arg, given: &ArgMatches) -> bool {
-    let given = |arg: &Arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let is_given = |id: &str| {
+        given.try_contains_id(id).is_ok() && given.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    let given = |arg: &Arg| is_given(arg.get_id().as_str());
     (given(arg) && !matches!(arg.get_action(), ArgAction::Append))
+        || key(arg).is_some_and(|flag| is_given(&negation(flag)))
         || command.get_arguments().any(|other| given(other) && exclusive(command, arg, other))
 }
 
