@@ -24,6 +24,7 @@ use crate::config::{self, ConfigError, Origin};
 use crate::device::Device;
 use crate::keeper::role::{self, Place, become_keeper, is_worker};
 use crate::kept::Kept;
+use crate::log::{self, LogError};
 use crate::options::{Common, PathProblem, SocketError, Switch, one_line};
 use crate::server::{Endpoint, Server, Settings};
 use crate::stats::Count;
@@ -94,6 +95,16 @@ impl From<SocketError> for Failure {
     }
 }
 
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Failure {
+        match error {
+            LogError::File { .. } => Failure::host(error),
+            LogError::Journal { .. } => Failure { message: error.to_string(), code: 3 },
+            LogError::FileAndJournal => Failure::option(error),
+        }
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Failure {
         Failure::option(error)
@@ -149,7 +160,7 @@ fn end<P: Program>(ended: Result<(), Failure>) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _ = writeln!(io::stderr(), "{}: {}", P::NAME, failure.message);
+            log::fail(P::NAME, &failure.message);
             ExitCode::from(failure.code)
         }
     }
@@ -178,11 +189,14 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
     if line.common.check {
         return check(&line);
     }
-    log_to_stderr(line.common.log_level);
     if line.common.worker.is_some() {
+        log::begin_worker(P::NAME, &line.common.log)?;
         crate::sys::set_name(P::NAME);
-    } else if line.common.keeper == Switch::On {
-        return Err(become_keeper(&Place::new(&line.common)?, args));
+        return run(line);
+    }
+    log::begin(P::NAME, &line.common.log)?;
+    if line.common.keeper == Switch::On {
+        return Err(become_keeper(&Place::new(&line.common)?, &line.common.log, args));
     } else {
         crate::keeper::disown();
     }
@@ -192,6 +206,7 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
 /// Says that all is well, if it is.
 fn check<P: Program>(line: &CommandLine<P>) -> Result<(), Failure> {
     line.common.check()?;
+    line.common.log.check()?;
     line.own.check()?;
     say(&config::praise(P::NAME, line.common.config.as_deref()))
 }
@@ -229,6 +244,7 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
     };
     let mut server = Server::new(device, settings, &kept).map_err(Failure::host)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
+    log::settle();
     // Behind a keeper, that is who listens.
     if line.common.worker.is_none() {
         tracing::info!("Listening");
@@ -256,18 +272,6 @@ fn report<D: Device>(server: &Server<D>) {
     tracing::info!(
         "served requests={requests} bytes={bytes} malformed={malformed} replayed={replayed} interrupts={interrupts}"
     );
-}
-
-fn log_to_stderr(level: tracing::Level) {
-    let terminal = io::IsTerminal::is_terminal(&io::stderr());
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(terminal)
-        .with_target(false)
-        // It would say on standard error that standard error cannot be written to, and panic.
-        .log_internal_errors(false)
-        .with_max_level(level)
-        .init();
 }
 
 /// Removes the socket that we bound when the daemon ends, unless another one has taken its place.

@@ -22,6 +22,7 @@ use crate::cpus::CpuList;
 use crate::engine::EngineKind;
 use crate::keeper::is_stored;
 use crate::kept::channel::Channel;
+use crate::log;
 use crate::server::Endpoint;
 
 /// Longest path of a unix socket (`sun_path` less its closing zero).
@@ -72,9 +73,9 @@ pub struct Common {
     #[arg(long)]
     pub require_sealed_memory: bool,
 
-    /// What to log on standard error
-    #[arg(long, value_name = "LEVEL", default_value_t = tracing::Level::INFO)]
-    pub log_level: tracing::Level,
+    /// The log
+    #[command(flatten)]
+    pub log: log::LogOptions,
 }
 
 /// Whether something is done.

@@ -36,7 +36,7 @@ use std::time::Instant;
 use crate::chain::{Limits, Malformed};
 use crate::failpoint;
 use crate::inflight::{Replay, Tracker};
-use crate::log::SharedGate;
+use crate::log::{self, Class};
 use crate::memory::Memory;
 use crate::notify::Signal;
 use crate::order::Order;
@@ -401,12 +401,9 @@ impl Queue {
     }
 
     fn break_ring(&mut self, error: RingError) {
-        static GATE: SharedGate = SharedGate::new();
         self.setup.stats.broke();
-        if let Some(left_out) = GATE.pass() {
-            let queue = self.setup.index;
-            tracing::warn!(queue, %error, left_out, "Ring broken by its driver; it stays stopped until it is set up again");
-        }
+        let queue = self.setup.index;
+        log::line!(warn, Class::RingBroken, queue, %error, "Ring broken by its driver; it stays stopped until it is set up again");
         self.broken = Some(error);
         self.setup.error.raise();
     }
@@ -497,7 +494,9 @@ impl Queue {
 impl Drop for Queue {
     fn drop(&mut self) {
         if self.in_flight > 0 {
-            tracing::error!(
+            log::line!(
+                error,
+                Class::RequestLost,
                 queue = self.setup.index,
                 in_flight = self.in_flight,
                 "Queue dropped with requests in flight"

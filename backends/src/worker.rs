@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use crate::cpus::CpuList;
 use crate::device::{Device, Handler, Io, Queues, SOURCE_BASE, Source, Timer, Turn};
 use crate::engine::{Alarm, Engine, EngineKind, Event, Interest, Token};
+use crate::log::{self, Class};
 use crate::notify::Signal;
 use crate::pause::Window;
 use crate::queue::Queue;
@@ -89,7 +90,12 @@ impl<D: Device> Workers<D> {
             self.threads.push(self.spawn(self.threads.len())?);
         }
         if self.threads.get(at).is_some_and(Worker::has_ended) {
-            tracing::error!(worker = at, "A worker ended by itself; another one takes its place");
+            log::line!(
+                error,
+                Class::WorkerThread,
+                worker = at,
+                "A worker ended by itself; another one takes its place"
+            );
             self.threads[at] = self.spawn(at)?;
         }
         if let Some(worker) = self.threads.get(at) {
@@ -134,7 +140,12 @@ impl<D: Device> Drop for Workers<D> {
             if let Err(RecvTimeoutError::Timeout) =
                 worker.wait_for(&worker.ended, || began.elapsed() < EXIT_PATIENCE)
             {
-                tracing::error!(number, "A worker does not end; its host I/O hangs");
+                log::line!(
+                    error,
+                    Class::WorkerThread,
+                    worker = number,
+                    "A worker does not end; its host I/O hangs"
+                );
             }
         }
     }
@@ -249,7 +260,7 @@ impl<H: Handler> Round<H> {
         while self.running {
             let waited = if self.is_idle() { self.pause() } else { self.engine.wait(false) };
             if let Err(error) = waited {
-                tracing::error!(%error, "The engine failed; this worker ends");
+                log::line!(error, Class::WorkerThread, %error, "The engine failed; this worker ends");
                 return;
             }
             while let Some(event) = self.engine.event() {
@@ -318,7 +329,9 @@ impl<H: Handler> Round<H> {
             Event::Deaf(Token(token)) if token & SOURCE_BASE != 0 => self.on_source(token),
             Event::Deaf(token) if task::owns(token) => self.tasks.on_ready(token, false),
             Event::Deaf(Token(token)) => {
-                tracing::warn!(
+                log::line!(
+                    warn,
+                    Class::QueueUnserved,
                     queue = token,
                     "Kick descriptor cannot be polled; the queue will not be served"
                 );
@@ -391,7 +404,7 @@ impl<H: Handler> Round<H> {
             return;
         }
         if let Err(error) = self.engine.watch(kick.as_fd(), Interest::Read, Token(u32::from(index))) {
-            tracing::warn!(queue = index, %error, "Kick descriptor cannot be polled; the queue will not be served");
+            log::line!(warn, Class::QueueUnserved, queue = index, %error, "Kick descriptor cannot be polled; the queue will not be served");
         }
         queue.recover();
         if !queue.is_fresh() {

@@ -21,11 +21,11 @@
 )]
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use backends::device::{Device, Handler, Io, Turn};
 use backends::engine::{Buffers, Op};
 use backends::failpoint;
+use backends::log::{self, Class};
 use backends::memory::Segment;
 use backends::queue::{Queue, Request};
 use rustix::io::Errno;
@@ -33,9 +33,6 @@ use rustix::io::Errno;
 use crate::request::{Command, Limits, Parsed, parse};
 use crate::storage::{Host, Job, Owner, Step, Storage};
 use crate::wire::{Config, ID_BYTES, Status, driver_flushes, features};
-
-/// Least time between two lines about failed host I/O: a full disk fails thousands of requests a second.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest chain: what one request can make a worker touch before anybody else gets a turn.
 const MAX_REQUEST_BYTES: u64 = 1 << 30;
 /// What room without data is filled with, in pieces of this size.
@@ -89,7 +86,7 @@ impl<S: Storage> Device for Blk<S> {
     }
 
     fn handler(&self) -> std::io::Result<Worker<S>> {
-        Ok(Worker { storage: Arc::clone(&self.storage), id: self.id, last_log: None })
+        Ok(Worker { storage: Arc::clone(&self.storage), id: self.id })
     }
 }
 
@@ -98,7 +95,6 @@ impl<S: Storage> Device for Blk<S> {
 pub struct Worker<S> {
     storage: Arc<S>,
     id: [u8; ID_BYTES],
-    last_log: Option<Instant>,
 }
 
 /// A request whose data is on its way.
@@ -247,11 +243,7 @@ impl<S: Storage> Worker<S> {
 
     /// The status for a host error, which is logged now and then.
     fn failed(&mut self, op: Op, errno: Errno) -> Status {
-        let now = Instant::now();
-        if self.last_log.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL) {
-            self.last_log = Some(now);
-            tracing::warn!(?op, %errno, "Host I/O failed; the guest is told");
-        }
+        log::line!(warn, Class::HostIo, ?op, %errno, "Host I/O failed; the guest is told");
         Status::IoErr
     }
 }

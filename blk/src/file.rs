@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use backends::daemon::Failure;
 use backends::engine::Op;
+use backends::log::{self, Class};
 use backends::sys;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fstat, seek, statx};
 use rustix::io::Errno;
@@ -155,7 +156,7 @@ impl File {
             Ok(()) => Ok(()),
             Err(errno) => {
                 if !self.sync_failed.swap(true, Ordering::Relaxed) {
-                    tracing::error!(%errno, "The host lost writes; flushes fail until this daemon is started again");
+                    log::line!(error, Class::WritesLost.once(), %errno, "The host lost writes; flushes fail until this daemon is started again");
                 }
                 Err(errno)
             }

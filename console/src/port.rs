@@ -35,7 +35,7 @@ use std::time::{Duration, Instant};
 
 use backends::device::{Queues, Source, Turn};
 use backends::failpoint;
-use backends::log::Gate;
+use backends::log::{self, Class};
 use backends::memory::Segment;
 use backends::queue::{Queue, Request};
 use backends::sys;
@@ -319,7 +319,6 @@ struct Counts {
     to_host: u64,
     to_guest: u64,
     dropped: u64,
-    told: Gate,
 }
 
 impl Counts {
@@ -329,11 +328,11 @@ impl Counts {
             return;
         }
         self.dropped = self.dropped.saturating_add(bytes);
-        if self.told.pass(Instant::now()).is_some() {
-            tracing::warn!(
-                dropped_bytes = self.dropped,
-                "Nobody takes the guest's output: the oldest of it is dropped"
-            );
-        }
+        log::line!(
+            warn,
+            Class::ConsoleDropped,
+            dropped_bytes = self.dropped,
+            "Nobody takes the guest's output: the oldest of it is dropped"
+        );
     }
 }

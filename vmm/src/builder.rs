@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kvm_ioctls::Kvm;
-use tracing::info;
+use tracing::debug;
 
 use crate::boot::linux::BootFiles;
 use crate::boot::{Entry, acpi};
@@ -111,7 +111,7 @@ impl Loaded {
         for spec in &self.created.opened.plan.devices {
             let device = vhost::connect(spec, vm.ram(), vm.fd(), &irq)?;
             let slot = pci.add(Arc::clone(&device) as _)?;
-            info!(id = spec.id, slot, "device attached");
+            debug!(id = spec.id, slot, "device attached");
             devices.push(device);
         }
         self.created.opened.timings.event(Event::Devices);

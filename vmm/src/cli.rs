@@ -1,11 +1,12 @@
 //! The command line: what the operator types, and the one line that answers a mistake.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use backends::config::{self, ConfigError, Origin};
+use backends::log;
 use backends::options::one_line;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -71,6 +72,8 @@ enum Command {
     },
 }
 
+/// The program, as its log has it.
+const NAME: &str = "outboard";
 /// The subcommand that takes a file of options.
 const RUN: &str = "run";
 
@@ -95,7 +98,7 @@ pub fn main() -> ExitCode {
 
 /// One line on standard error.
 fn tell(error: &Error, origin: &Origin) -> ExitCode {
-    eprintln!("outboard: {}", origin.located(error.to_string()));
+    log::fail(NAME, &origin.located(error.to_string()));
     error.exit_code()
 }
 
@@ -116,28 +119,18 @@ fn execute(command: Command, start: Instant) -> Result<(), Stop> {
     match command {
         Command::Run(options) if options.is_check() => {
             let praise = config::praise("outboard", options.file());
+            options.log.check()?;
             builder::check(&options.into_plan()?)?;
             writeln!(std::io::stdout(), "{praise}").map_err(system("write to standard output"))?;
         }
         Command::Run(options) => {
-            log_to_stderr();
+            log::begin(NAME, &options.log)?;
             let plan = options.into_plan()?;
             builder::start(plan, start)?.run()?;
         }
         Command::Check { json } => check::run(json)?,
     }
     Ok(())
-}
-
-/// Warnings and what follows them; the guest's own words go elsewhere.
-fn log_to_stderr() {
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_max_level(tracing::Level::WARN)
-        .with_target(false)
-        .without_time()
-        .init();
 }
 
 fn parse(args: Vec<OsString>) -> Result<Command, Stop> {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use backends::log;
 use clap::Args;
 
 use crate::memory::{self, MemoryError};
@@ -58,6 +59,9 @@ pub struct RunOptions {
     /// that the guest leaves (writes to port 0x80) the first 1,000 are kept
     #[arg(long, value_name = "FILE")]
     timings: Option<PathBuf>,
+    /// How and where to log
+    #[command(flatten)]
+    pub log: log::LogOptions,
 }
 
 /// What a reset by the guest leads to.

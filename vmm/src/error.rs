@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use backends::log::LogError;
+
 use crate::boot::linux::BootError;
 use crate::config::ConfigError;
 use crate::kvm::KvmError;
@@ -33,6 +35,9 @@ pub enum Error {
     /// A file of options that cannot be used.
     #[error(transparent)]
     File(#[from] backends::config::ConfigError),
+    /// A log that cannot be had.
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// Options that cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -87,7 +92,12 @@ impl Error {
     /// The exit code of the process.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Error::Usage(_) | Error::File(_) | Error::Config(_) | Error::OutputFile { .. } => EXIT_OPTION,
+            Error::Log(LogError::Journal { .. }) => EXIT_HOST,
+            Error::Usage(_)
+            | Error::Log(_)
+            | Error::File(_)
+            | Error::Config(_)
+            | Error::OutputFile { .. } => EXIT_OPTION,
             Error::Boot(_) => EXIT_OPTION,
             Error::Memory(MemoryError::Host { .. }) | Error::Kvm(_) | Error::CheckFailed(_) => EXIT_HOST,
             Error::Memory(_) => EXIT_OPTION,

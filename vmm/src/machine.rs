@@ -15,9 +15,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
+use backends::log::{self, Class};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::boot::Entry;
 use crate::boot::linux::BootFiles;
@@ -251,7 +252,7 @@ impl Machine {
     }
 
     fn begin_reboot(&mut self) -> Result<(), Error> {
-        info!("the guest resets");
+        log::line!(info, Class::GuestReset, "the guest resets");
         // It asked before it was paused: the reboot stops its vCPUs itself, and it is paused after that.
         let was_paused = self.paused.take().map(|vcpus| self.spawn(vcpus)).transpose()?;
         self.paused = was_paused.map(|()| Vec::new());
@@ -274,7 +275,7 @@ impl Machine {
         if self.paused.is_none() {
             let threads = std::mem::take(&mut self.vcpus);
             self.paused = Some(self.parts.stop(threads).ok_or(Error::VcpuLost)?);
-            warn!("the guest is paused; SIGUSR2 lets it go on");
+            info!("the guest is paused; SIGUSR2 lets it go on");
         }
         Ok(())
     }
@@ -282,7 +283,7 @@ impl Machine {
     fn resume(&mut self) -> Result<(), Error> {
         drain(&self.resume);
         let Some(vcpus) = self.paused.take() else { return Ok(()) };
-        warn!("the guest goes on");
+        info!("the guest goes on");
         self.spawn(vcpus)
     }
 

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use backends::log::{self, Class};
 use serde::Serialize;
 
 /// Lines that a guest can cause, of each kind. As --help says.
@@ -139,7 +140,7 @@ impl Timings {
             Sink::File(file) => {
                 let mut file = file;
                 if let Err(error) = file.write_all(text) {
-                    tracing::warn!(%error, "--timings: a line was lost");
+                    log::line!(warn, Class::TimingsLost, %error, "--timings: a line was lost");
                 }
             }
             Sink::Nowhere => {}

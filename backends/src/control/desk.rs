@@ -10,11 +10,7 @@ use std::sync::Arc;
 
 use super::http::Head;
 use super::{Answer, Call, Peer, Route, Service};
-use crate::log::SharedGate;
-
-/// Log lines about what was refused, and about what was changed.
-static REFUSALS: SharedGate = SharedGate::new();
-static CHANGES: SharedGate = SharedGate::new();
+use crate::log::{self, Class};
 
 /// A service, and who may change something.
 pub(super) struct Desk {
@@ -46,9 +42,8 @@ impl Desk {
 
     /// One line, at most one a second.
     pub(super) fn tell_refused(&self, peer: Peer, what: &dyn Display) {
-        if let Some(left_out) = REFUSALS.pass() {
-            tracing::warn!(pid = peer.pid, uid = peer.uid, %what, left_out, "Control request refused");
-        }
+        let Peer { pid, uid, .. } = peer;
+        log::line!(warn, Class::ControlRefused, peer_pid = pid, peer_uid = uid, %what, "Control request refused");
     }
 
     /// The route for this method and path. A HEAD is a GET whose answer has no content (RFC 9110 §9.3.2).
@@ -92,11 +87,18 @@ impl Desk {
     fn call(&self, call: Call) -> Answer {
         let (Route { method, path, .. }, Peer { pid, uid, .. }) = (call.route, call.peer);
         let answer = self.service.call(call);
-        if method.changes()
-            && let Some(left_out) = CHANGES.pass()
-        {
+        if method.changes() {
             let (method, status) = (method.name(), answer.status);
-            tracing::info!(pid, uid, method, path, status, left_out, "Asked on the control socket");
+            log::line!(
+                info,
+                Class::ControlChange,
+                peer_pid = pid,
+                peer_uid = uid,
+                method,
+                path,
+                status,
+                "Asked on the control socket"
+            );
         }
         answer
     }

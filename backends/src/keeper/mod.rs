@@ -33,7 +33,8 @@ mod store;
 mod worker;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::fmt::Display;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -42,10 +43,11 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use sd_notify::NotifyState;
+use tracing::Level;
 
 use crate::daemon::{Failure, Unlink};
 use crate::kept::channel::Standing;
-use crate::log::Gate;
+use crate::log::{self, Class, Line};
 use crate::proto::Connection;
 use crate::server::Endpoint;
 use pace::Pace;
@@ -92,7 +94,6 @@ enum Door {
 /// One daemon's keeper.
 #[derive(Debug)]
 struct Keeper {
-    name: &'static str,
     program: Program,
     /// The executable, to start it anew from there when it was replaced.
     path: PathBuf,
@@ -108,10 +109,6 @@ struct Keeper {
     /// What its workers are told about themselves.
     standing: Standing,
     kept: BTreeMap<String, Vec<OwnedFd>>,
-    /// One a class of log lines that others can cause.
-    front_end_lines: Gate,
-    worker_lines: Gate,
-    start_lines: Gate,
     /// Something was done since memory was last given back.
     stirred: bool,
     /// The socket we bound, removed with the keeper.
@@ -233,14 +230,13 @@ impl Keeper {
     /// Tries again a little later; with the executable from before, if another was to take its place.
     fn start_failed(&mut self, stop: &Stop) -> Result<(), Stop> {
         // Other reasons the worker has told by itself.
-        if let Stop::Failed(error) = stop
-            && let Some(left_out) = self.start_lines.pass(Instant::now())
-        {
-            self.say(&format!("No worker can be started, trying again: {error} (left_out={left_out})"));
+        if let Stop::Failed(error) = stop {
+            let line = Line::new(Level::ERROR).message("No worker can be started, trying again");
+            say_of(Class::WorkerStart, line.with("error", error));
         }
         if let Some(proven) = self.proven.take() {
             self.program.exe = proven;
-            self.say("The new executable does not start, going on with the one before");
+            say(Level::ERROR, "The new executable does not start, going on with the one before");
         }
         self.signals.pause(self.pace.failed())
     }
@@ -251,7 +247,7 @@ impl Keeper {
         let (Some(worker), Some(proven)) = (&mut self.worker, self.proven.take()) else { return stop };
         let stop = worker.refuse(why);
         self.program.exe = proven;
-        self.say("The new executable does not take the session, going on with the one before");
+        say(Level::ERROR, "The new executable does not take the session, going on with the one before");
         stop
     }
 
@@ -265,7 +261,7 @@ impl Keeper {
             return self.open();
         }
         (self.front_end, self.kept) = (None, BTreeMap::new());
-        self.say("What the keeper before this one had stored makes no sense, beginning afresh");
+        say(Level::WARN, "What the keeper before this one had stored makes no sense, beginning afresh");
         Ok(())
     }
 
@@ -296,7 +292,9 @@ impl Keeper {
         entries.extend(self.kept.iter().map(|(name, fds)| Entry::new(Kind::Kept, name.as_bytes(), fds)));
         entries.extend(self.front_end.iter().flat_map(FrontEnd::entries));
         if let Err(error) = self.store.save(&entries) {
-            self.say(&format!("The service manager does not store for the next keeper: {error}"));
+            let line =
+                Line::new(Level::WARN).message("The service manager does not store for the next keeper");
+            say_of(Class::StoreRefused, line.with("error", error));
         }
     }
 
@@ -319,7 +317,7 @@ impl Keeper {
             Endpoint::Kept(_) => {}
         }
         let _ = sd_notify::notify(&[NotifyState::Ready]);
-        self.say("Listening");
+        say(Level::INFO, "Listening");
         Ok(())
     }
 
@@ -330,11 +328,9 @@ impl Keeper {
         let gifts = worker.notes().unwrap_or_else(|_| worker.gifts());
         self.keep(gifts);
         let (pid, status) = (worker.pid(), status?);
-        if let Some(left_out) = self.worker_lines.pass(Instant::now()) {
-            self.say(&format!(
-                "Worker {pid} ended ({status}), another one goes on: {why} (left_out={left_out})"
-            ));
-        }
+        let line = Line::new(Level::WARN)
+            .message(format_args!("Worker {pid} ended ({status}), another one goes on: {why}"));
+        say_of(Class::WorkerEnded, line);
         if let Some(front_end) = &mut self.front_end
             && let Err(Stop::FrontEnd(why)) = front_end.worker_died()
         {
@@ -350,9 +346,7 @@ impl Keeper {
         if let Some(worker) = &mut self.worker {
             worker.finish();
         }
-        if let Some(left_out) = self.front_end_lines.pass(Instant::now()) {
-            self.say(&format!("Front-end gone: {why} (left_out={left_out})"));
-        }
+        say_of(Class::SessionOver, Line::new(Level::INFO).message(format_args!("Front-end gone: {why}")));
         if matches!(self.door, Some(Door::Single)) { Err(Stop::Asked) } else { Ok(()) }
     }
 
@@ -364,7 +358,7 @@ impl Keeper {
                 self.proven.get_or_insert(before);
             }
             Err(errno) => {
-                self.say(&format!("Cannot upgrade: {}: {errno}", self.path.display()));
+                say(Level::ERROR, format_args!("Cannot upgrade: {}: {errno}", self.path.display()));
                 return Ok(());
             }
         }
@@ -383,9 +377,18 @@ impl Keeper {
             }
         }
     }
+}
 
-    /// A line for the log. That nobody reads it any more must be the end of nothing.
-    fn say(&self, line: &str) {
-        let _ = writeln!(io::stderr(), "{}: {line}", self.name);
+/// A line for the log that only the operator or this host can cause.
+fn say(level: Level, what: impl Display) {
+    log::write(&Line::new(level).message(what));
+}
+
+/// A line for the log that others can cause.
+fn say_of(class: Class, line: Line) {
+    if line.level() <= log::level()
+        && let Some(left_out) = class.pass()
+    {
+        log::write(&line.of(class.name(), left_out));
     }
 }

@@ -5,11 +5,12 @@
 //! among them by now what a file of options said ([`crate::config`]), which no worker reads again:
 //!
 //! ```text
-//! outboard-X --as-keeper KIND VALUE EXECUTABLE ARGUMENT...       KIND VALUE: path P | fd N
+//! outboard-X --as-keeper LOG KIND VALUE EXECUTABLE ARGUMENT...
+//!            LOG: FORMAT,LEVEL,JOURNAL   KIND VALUE: path P | fd N
 //! ```
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -21,14 +22,16 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
+use tracing::Level;
 
 use super::pace::Pace;
 use super::signals::Signals;
 use super::store::Store;
 use super::worker::Program;
-use super::{Keeper, Stop, store};
+use super::{Keeper, Stop, say, store};
 use crate::daemon::{Failure, Unlink};
 use crate::kept::channel::Standing;
+use crate::log;
 use crate::options::{Common, from_fd, listen};
 use crate::server::Endpoint;
 
@@ -110,7 +113,7 @@ impl Place {
 }
 
 /// Makes this process the keeper of the daemon that `args` describe, its name first. Returns only if that failed.
-pub fn become_keeper(place: &Place, args: Vec<OsString>) -> Failure {
+pub fn become_keeper(place: &Place, log: &log::LogOptions, args: Vec<OsString>) -> Failure {
     let begin = || -> Result<io::Error, io::Error> {
         let mut own = args.into_iter();
         let name = own.next().unwrap_or_default();
@@ -119,7 +122,8 @@ pub fn become_keeper(place: &Place, args: Vec<OsString>) -> Failure {
         for fd in &stored {
             fcntl_setfd(fd, FdFlags::empty())?;
         }
-        command.arg0(&name).arg(AS_KEEPER).args(place.to_args()?).arg(std::env::current_exe()?).args(own);
+        command.arg0(&name).arg(AS_KEEPER).arg(log.to_arg());
+        command.args(place.to_args()?).arg(std::env::current_exe()?).args(own);
         Ok(command.exec())
     };
     let error = begin().unwrap_or_else(|error| error);
@@ -138,11 +142,12 @@ pub fn main(name: &'static str) -> Option<ExitCode> {
     if args.next()? != AS_KEEPER {
         return None;
     }
+    log::begin_keeper(name, &log::LogOptions::from_arg(&args.next()?)?);
     let (kind, value, path) = (args.next()?, args.next()?, args.next()?);
     let place = Place::from_args(&kind, &value)?;
     let ended = keep(name, place, path.into(), std::iter::once(own_name).chain(args).collect());
     Some(ended.unwrap_or_else(|failure| {
-        let _ = writeln!(io::stderr(), "{name}: {}", failure.message);
+        log::fail(name, &failure.message);
         ExitCode::from(failure.code)
     }))
 }
@@ -157,7 +162,6 @@ fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) ->
     let exe = exe.map_err(|errno| Failure::host(format!("{SELF}: {errno}")))?;
     let (store, manager) = Store::new();
     let mut keeper = Keeper {
-        name,
         program: Program { exe, args },
         path,
         proven: None,
@@ -170,15 +174,12 @@ fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) ->
         sessions: 0,
         standing: Standing { keeper_pid: std::process::id(), workers: 0, began_ms: crate::clock::unix_ms() },
         kept: Default::default(),
-        front_end_lines: Default::default(),
-        worker_lines: Default::default(),
-        start_lines: Default::default(),
         stirred: false,
         socket: None,
         store,
     };
     if let Err(error) = manager {
-        keeper.say(&format!("Nothing is stored with the service manager: {error}"));
+        say(Level::WARN, format_args!("Nothing is stored with the service manager: {error}"));
     }
     let ended = keeper.inherit().and_then(|()| keeper.run());
     let _ = sd_notify::notify(&[NotifyState::Stopping]);

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use channel::{Channel, Note, Standing};
 
+use crate::log::{self, Class};
+
 /// A handle; all of a process are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
@@ -77,7 +79,7 @@ impl Kept {
         if let Some(keeper) = &self.keeper
             && let Err(error) = keeper.send(note, fds)
         {
-            tracing::warn!(%error, ?note, "The keeper does not take it");
+            log::line!(warn, Class::KeeperDeaf, %error, ?note, "The keeper does not take it");
         }
     }
 }

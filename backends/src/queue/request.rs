@@ -6,6 +6,7 @@
 use std::ops::{Deref, DerefMut};
 
 use crate::chain::Chain;
+use crate::log::{self, Class};
 use crate::ring::Taken;
 
 /// A request in flight: the head that must go back, and its buffers.
@@ -50,7 +51,7 @@ impl Drop for Flight {
     fn drop(&mut self) {
         if self.out && !std::thread::panicking() {
             debug_assert!(false, "request {:?} was dropped", self.taken);
-            tracing::error!(request = ?self.taken, "A request was dropped instead of given back");
+            log::line!(error, Class::RequestLost, request = ?self.taken, "A request was dropped instead of given back");
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use super::{Queue, Request};
 use crate::inflight::Recovered;
+use crate::log::{self, Class};
 use crate::ring::RingError;
 use crate::stats::Count;
 
@@ -22,7 +23,9 @@ impl Queue {
                 self.setup.stats.add(Count::Replayed, replays.len() as u64);
                 if !replays.is_empty() {
                     let (queue, count) = (self.setup.index, replays.len());
-                    tracing::info!(
+                    log::line!(
+                        info,
+                        Class::RequestsReplayed,
                         queue,
                         count,
                         "Requests that were in flight when another process ended are served again"

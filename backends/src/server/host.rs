@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::Server;
 use crate::device::Device;
 use crate::inflight::{Part, Region, RegionError};
+use crate::log::{self, Class};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::{Memory, MemoryError};
 use crate::notify::Signal;
@@ -27,8 +28,10 @@ impl<D: Device> Server<D> {
             if self.settings.require_sealed_memory {
                 return Err(MemoryError::Unsealed);
             }
-            if !std::mem::replace(&mut self.gates.unsealed, true) {
-                tracing::info!(
+            if !std::mem::replace(&mut self.unsealed, true) {
+                log::line!(
+                    info,
+                    Class::MemoryUnsealed.once(),
                     "Guest memory is not sealed against shrinking; it is used behind a guard (said once)"
                 );
             }

@@ -26,7 +26,7 @@ use crate::failpoint;
 use crate::inflight::Region;
 use crate::kept::Kept;
 use crate::kept::channel::{Begun, Channel, Note};
-use crate::log::Gate;
+use crate::log::{self, Class};
 use crate::memory::dirty::DirtyLog;
 use crate::memory::{Memory, guard};
 use crate::notify::Signal;
@@ -98,7 +98,8 @@ pub struct Server<D: Device> {
     announced: OwnedFd,
     workers: Workers<D>,
     stats: Stats,
-    gates: Gates,
+    /// Unsealed memory has been told of.
+    unsealed: bool,
     front_end: FrontEnd,
     /// Since when the front-end's rings are being taken back because it went.
     closing: Option<Instant>,
@@ -125,15 +126,6 @@ impl FrontEnd {
     fn is_torn(&self) -> bool {
         self.memory.is_torn() || self.inflight.as_ref().is_some_and(Region::is_torn)
     }
-}
-
-/// One a class of log lines that a front-end can cause.
-#[derive(Debug, Default)]
-struct Gates {
-    connections: Gate,
-    refusals: Gate,
-    accepts: Gate,
-    unsealed: bool,
 }
 
 /// Why a connection ended, if it was not the front-end's wish.
@@ -171,7 +163,7 @@ impl<D: Device> Server<D> {
             announced,
             workers,
             stats,
-            gates: Gates::default(),
+            unsealed: false,
             front_end: FrontEnd::default(),
             closing: None,
             end: None,
@@ -217,9 +209,7 @@ impl<D: Device> Server<D> {
     /// A connection that went away before it was accepted, or for which there is no descriptor or memory now,
     /// ends nothing: it waits in the backlog, and so do we for a moment.
     fn accept_failed(&mut self, error: &io::Error, end: BorrowedFd<'_>) -> io::Result<()> {
-        if let Some(left_out) = self.gates.accepts.pass(Instant::now()) {
-            tracing::warn!(%error, left_out, "Front-end could not be accepted, trying again");
-        }
+        log::line!(warn, Class::FrontEndWaits, %error, "Front-end could not be accepted, trying again");
         self.wait(end, end, Some(Instant::now() + ACCEPT_PAUSE)).map(drop)
     }
 
@@ -249,10 +239,7 @@ impl<D: Device> Server<D> {
         keeper: Option<(&Channel, Begun)>,
         end: BorrowedFd<'_>,
     ) -> bool {
-        let told = self.gates.connections.pass(Instant::now());
-        if let Some(left_out) = told {
-            tracing::info!(left_out, "Front-end connected");
-        }
+        log::line!(info, Class::FrontEndConnected, "Front-end connected");
         if keeper.is_none_or(|(_, begun)| !begun.again) {
             self.stats.session_began();
         }
@@ -272,13 +259,11 @@ impl<D: Device> Server<D> {
         let asked = matches!(over, Hangup::Asked);
         self.closing = Some(Instant::now());
         if let Err(refusal) = session.close(self) {
-            tracing::warn!(%refusal, "A queue goes on draining without its front-end");
+            log::line!(warn, Class::QueueUnserved, %refusal, "A queue goes on draining without its front-end");
         }
         self.closing = None;
         self.front_end = FrontEnd::default();
-        if told.is_some() {
-            tracing::info!(reason = %over, "Front-end disconnected");
-        }
+        log::line!(info, Class::FrontEndGone, reason = %over, "Front-end disconnected");
         asked
     }
 
@@ -378,7 +363,7 @@ impl<D: Device> Server<D> {
         let Some(channel) = &mut self.front_end.channel else { return };
         let header = Header::backend_request(BackendCode::ConfigChange);
         if let Err(error) = channel.send(header, &[], &[], Instant::now() + ANNOUNCE_PATIENCE) {
-            tracing::warn!(%error, "Front-end does not take our requests; it will not hear of changes any more");
+            log::line!(warn, Class::FrontEndDeaf, %error, "Front-end does not take our requests; it will not hear of changes any more");
             self.front_end.channel = None;
         }
     }
@@ -391,15 +376,13 @@ impl<D: Device> Server<D> {
             Direction::Load => transfer::load(&fd).map(|state| self.device.load(&state)),
         };
         self.front_end.state_is_good = carried.unwrap_or_else(|error| {
-            tracing::warn!(%error, ?direction, "Device state was not carried");
+            log::line!(warn, Class::StateLost, %error, ?direction, "Device state was not carried");
             false
         });
     }
 
     fn tell_refused(&mut self, reason: &dyn std::fmt::Display) {
-        if let Some(left_out) = self.gates.refusals.pass(Instant::now()) {
-            tracing::warn!(%reason, left_out, "Message refused");
-        }
+        log::line!(warn, Class::MessageRefused, %reason, "Message refused");
     }
 
     /// How long rings may take to drain: less once the daemon is asked to end.

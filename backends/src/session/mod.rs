@@ -25,6 +25,7 @@ mod ring;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::log::{self, Class};
 use crate::memory::{MAX_SLOTS, MemoryError};
 use crate::notify::Signal;
 use crate::proto::wire::{F_LOG_ALL, F_PROTOCOL_FEATURES};
@@ -393,7 +394,7 @@ impl Session {
         for index in 0..u32::from(self.offer.queues) {
             if let Err(refusal) = self.reconcile(index, host) {
                 // Not the fault of this message: the ring is left out of memory by it, and stays stopped.
-                tracing::debug!(queue = index, %refusal, "Ring cannot go on");
+                log::line!(debug, Class::RingRefused, queue = index, %refusal, "Ring cannot go on");
             }
         }
         Ok(None)

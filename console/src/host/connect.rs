@@ -12,12 +12,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use backends::device::Source;
 use backends::engine::Interest;
 use backends::kept::Kept;
-use backends::log::Gate;
+use backends::log::{self, Class};
 use backends::options::{SocketError, check_peer};
 use backends::task::TaskIo;
 use rustix::io::Errno;
@@ -48,7 +48,6 @@ struct Line {
 struct State {
     peer: Option<Channel<Rc<OwnedFd>>>,
     left: Left<Rc<OwnedFd>>,
-    told: Gate,
 }
 
 impl Connect {
@@ -109,9 +108,7 @@ impl Line {
     }
 
     fn tell(&self, how: &dyn std::fmt::Display) {
-        if self.state.borrow_mut().told.pass(Instant::now()).is_some() {
-            tracing::info!(connect = %self.path.display(), %how, "Host side");
-        }
+        log::line!(info, Class::ConsolePeer, connect = %self.path.display(), %how, "Host side");
     }
 }
 

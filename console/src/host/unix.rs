@@ -9,12 +9,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use backends::device::Source;
 use backends::engine::Interest;
 use backends::kept::Kept;
-use backends::log::Gate;
+use backends::log::{self, Class};
 use backends::options::{PathProblem, SocketError, check_listen, listen};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
@@ -38,7 +37,6 @@ pub struct Unix {
     left: Left<OwnedFd>,
     /// Every client is watched under a name of its own, so that late news of one is not taken for the next's.
     next: u16,
-    refusals: Gate,
 }
 
 impl Unix {
@@ -71,7 +69,6 @@ impl Unix {
             kept: kept.clone(),
             left: Left::default(),
             next: LISTENER.0,
-            refusals: Gate::default(),
         })
     }
 
@@ -83,9 +80,8 @@ impl Unix {
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(Errno::AGAIN) => return,
                 Err(error) => {
-                    if self.refusals.pass(Instant::now()).is_some() {
-                        tracing::warn!(%error, path = %self.path.display(), "A client waits: cannot accept it");
-                    }
+                    let path = self.path.display();
+                    log::line!(warn, Class::ConsolePeer, %error, %path, "A client waits: cannot accept it");
                     return;
                 }
             }
@@ -100,7 +96,9 @@ impl Unix {
                 self.kept.keep(KEPT_CLIENT, client.as_fd());
                 self.client = Some(client);
             }
-            Err(error) => tracing::warn!(%error, "A client is not served: cannot watch it"),
+            Err(error) => {
+                log::line!(warn, Class::ConsolePeer, %error, "A client is not served: cannot watch it")
+            }
         }
     }
 

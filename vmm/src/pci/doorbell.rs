@@ -16,6 +16,7 @@
 use std::io;
 use std::sync::Arc;
 
+use backends::log::{self, Class};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 
 use crate::kvm::event::Event;
@@ -100,7 +101,9 @@ impl Doorbell {
     fn register(&self, vm: &VmFd, at: u64) -> bool {
         let done = vm.register_ioevent(self.kick.for_kvm(), &IoEventAddress::Mmio(at), NoDatamatch);
         if let Err(error) = done {
-            tracing::debug!(
+            log::line!(
+                debug,
+                Class::Interrupts,
                 "KVM refused an ioeventfd at {at:#x}, notifications there take the slow way: {error}"
             );
         }

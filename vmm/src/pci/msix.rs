@@ -19,6 +19,8 @@
 
 use std::sync::Arc;
 
+use backends::log::{self, Class};
+
 use crate::kvm::event::Event;
 use crate::kvm::irq::{IrqError, IrqLine, IrqRouter, MsiMessage};
 
@@ -165,7 +167,7 @@ impl Msix {
             .map(|(_, (line, message))| (&mut line.irq, message))
             .collect();
         if let Err(error) = self.router.apply(&mut wanted) {
-            tracing::error!("Interrupts of a device stay masked: {error}");
+            log::line!(error, Class::Interrupts, "Interrupts of a device stay masked: {error}");
         }
     }
 

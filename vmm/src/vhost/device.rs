@@ -22,6 +22,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use backends::log::{self, Class};
+
 use super::address::locate;
 use super::agreement::{Agreement, LinkState, Queue, Session, Wish};
 use super::frontend::Frontend;
@@ -123,7 +125,9 @@ impl VhostBackend {
         let Some(at) = locate(&self.ram, &ring.queue, self.features & F_RING_PACKED != 0) else {
             if !std::mem::replace(&mut self.driver_blamed, true) {
                 let label = &self.label;
-                tracing::warn!(
+                log::line!(
+                    warn,
+                    Class::DeviceRefused.once(),
                     "device {label}: queue {index} does not lie aligned in guest memory (said once)"
                 );
             }

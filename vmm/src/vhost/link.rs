@@ -27,7 +27,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use backends::log::Gate;
+use backends::log::{self, Class, Gate};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::agreement::Agreement;
@@ -97,18 +97,22 @@ pub struct Link {
 impl Link {
     /// Serves the device until it is gone, beginning with a daemon that has been greeted.
     pub fn run(self, greeted: Frontend) {
-        let (mut kept, mut outages, mut pace) = (Kept::default(), Gate::default(), Pace::default());
+        let (mut kept, mut pace) = (Kept::default(), Pace::default());
+        // Each device has its own: a host that restarts all daemons is told of all of them.
+        let (outages, returns) = (Gate::new(), Gate::new());
         let mut next = Some(greeted);
         while let Some(frontend) = next {
             let Err(lost) = self.serve(Daemon::new(frontend), &mut kept, &mut pace) else { return };
             self.agreement.lose();
-            let said = outages.pass(Instant::now());
-            if let Some(left_out) = said {
-                tracing::warn!("device {}: waits for its daemon: {lost}{}", self.label, more(left_out));
-            }
+            log::line!(
+                warn,
+                Class::DaemonLost.by(&outages),
+                "device {}: waits for its daemon: {lost}",
+                self.label
+            );
             next = self.wait_for_daemon(&mut pace, &lost);
-            if said.is_some() && next.is_some() {
-                tracing::warn!("device {}: its daemon is back", self.label);
+            if next.is_some() {
+                log::line!(info, Class::DaemonLost.by(&returns), "device {}: its daemon is back", self.label);
             }
         }
     }
@@ -122,7 +126,8 @@ impl Link {
                 Err(Trouble::Lost(lost)) => return Err(lost),
                 Err(Trouble::Driver(what)) => {
                     if self.agreement.refuse(&wish.session) {
-                        tracing::warn!("device {}: {what} (said once)", self.label);
+                        let label = &self.label;
+                        log::line!(warn, Class::DeviceRefused.once(), "device {label}: {what} (said once)");
                     }
                     continue;
                 }
@@ -151,7 +156,8 @@ impl Link {
             daemon.content = false;
             if self.agreement.blame(&daemon.session) {
                 let what = "the daemon found a queue broken; its driver was told to reset the device";
-                tracing::warn!("device {}: {what} (said once)", self.label);
+                let label = &self.label;
+                log::line!(warn, Class::DeviceRefused.once(), "device {label}: {what} (said once)");
             }
         }
         Ok(())
@@ -167,7 +173,12 @@ impl Link {
                 Err(lost) => lost,
             };
             if matches!(lost, Lost::Another(_)) && !std::mem::replace(&mut said, true) {
-                tracing::warn!("device {}: still waits for its daemon: {lost}", self.label);
+                let label = &self.label;
+                log::line!(
+                    warn,
+                    Class::DaemonLost.once(),
+                    "device {label}: still waits for its daemon: {lost}"
+                );
             }
             pause = pace.after(&lost, since);
         }
@@ -234,8 +245,4 @@ fn wait(fds: &mut [PollFd<'_>], until: Option<Instant>) -> bool {
     let left = until.map(|until| until.saturating_duration_since(Instant::now()));
     let timeout = left.and_then(|left| Timespec::try_from(left).ok());
     poll(fds, timeout.as_ref()).is_ok_and(|ready| ready > 0)
-}
-
-fn more(left_out: u64) -> String {
-    if left_out > 0 { format!(" ({left_out} more outages since that was said)") } else { String::new() }
 }
