@@ -190,7 +190,7 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
         return check(&line);
     }
     if line.common.worker.is_some() {
-        log::begin_worker(P::NAME, &line.common.log)?;
+        log::begin_worker(P::NAME, &line.common.log);
         crate::sys::set_name(P::NAME);
         return run(line);
     }
@@ -227,6 +227,7 @@ fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
         set_parent_process_death_signal(Some(Signal::KILL)).map_err(Failure::host)?;
     }
     let kept = keeper.as_ref().map(Kept::by).unwrap_or_default();
+    log::report_to(kept.clone());
     let device = line.own.open(&kept)?;
     let end = readable_after(&[SIGTERM, SIGINT]).map_err(Failure::host)?;
     // A file at its size limit: the write fails, the daemon goes on.
@@ -269,9 +270,7 @@ fn report<D: Device>(server: &Server<D>) {
     let (requests, bytes) = (total(Count::Requests), total(Count::Bytes));
     let (malformed, replayed) = (total(Count::Malformed), total(Count::Replayed));
     let interrupts = total(Count::Interrupts);
-    tracing::info!(
-        "served requests={requests} bytes={bytes} malformed={malformed} replayed={replayed} interrupts={interrupts}"
-    );
+    tracing::info!(requests, bytes, malformed, replayed, interrupts, "served");
 }
 
 /// Removes the socket that we bound when the daemon ends, unless another one has taken its place.

@@ -238,11 +238,9 @@ impl Drop for Port {
     fn drop(&mut self) {
         self.drain();
         let Counts { to_host, to_guest, dropped, .. } = self.counts;
-        let (kept, unread) = (self.backlog.len(), self.early.left().len());
-        let lost_input = self.host.lost_input();
-        tracing::info!(
-            "port to_host={to_host} to_guest={to_guest} dropped={dropped} never_read={kept} input_dropped={lost_input} input_unread={unread}"
-        );
+        let (never_read, input_unread) = (self.backlog.len(), self.early.left().len());
+        let input_dropped = self.host.lost_input();
+        tracing::info!(to_host, to_guest, dropped, never_read, input_dropped, input_unread, "port");
     }
 }
 

@@ -16,12 +16,14 @@ use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
+use signal_hook::consts::SIGXFSZ;
 use tracing::Level;
 
 use super::pace::Pace;
@@ -158,6 +160,8 @@ fn keep(name: &'static str, place: Place, path: PathBuf, args: Vec<OsString>) ->
     // Mappings are cut into pieces now, so that their number stays what it is.
     crate::sys::drop_clean_pages();
     let signals = Signals::new().map_err(Failure::host)?;
+    // A log at its size limit: the line is lost, the keeper goes on.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;
     let exe = rustix::fs::open(SELF, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let exe = exe.map_err(|errno| Failure::host(format!("{SELF}: {errno}")))?;
     let (store, manager) = Store::new();

@@ -21,6 +21,7 @@ use super::role::AS_WORKER;
 use super::signals::Signals;
 use crate::failpoint;
 use crate::kept::channel::{Begun, Channel, Note, Standing};
+use crate::log;
 use crate::proto::wire::Header;
 use crate::proto::{Connection, Frame, Request, TransportError};
 
@@ -76,6 +77,7 @@ impl Worker {
     ) -> io::Result<Worker> {
         let (channel, theirs) = Channel::pair()?;
         channel.send(&Note::Standing(standing), &[])?;
+        channel.send(&Note::Log(log::level_number()), &[])?;
         for (name, fds) in kept {
             let fds: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
             channel.send(&Note::Kept(name.clone()), &fds)?;
@@ -159,6 +161,7 @@ impl Worker {
             Note::Keep(name) => self.gifts.push((name.clone(), fds)),
             Note::Drop(name) => self.gifts.push((name.clone(), Vec::new())),
             Note::Upgrade => self.upgrade = true,
+            Note::Log(level) => log::follow(*level, fds.first()),
             _ => {}
         }
         Ok(Some(note))

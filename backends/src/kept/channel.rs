@@ -37,6 +37,8 @@ pub enum Note {
     Keep(String),
     /// To the keeper: what has this name is not needed any more.
     Drop(String),
+    /// Both ways: the log has this level from now on, and goes to the file that comes along, if one does.
+    Log(u8),
     /// To the keeper: start the next worker from what the executable's path names now.
     Upgrade,
 }
@@ -87,6 +89,10 @@ impl Note {
                 8
             }
             Note::Upgrade => 9,
+            Note::Log(level) => {
+                number = u32::from(*level);
+                10
+            }
         };
         [&[kind], &number.to_le_bytes()[..], &rest].concat()
     }
@@ -114,6 +120,7 @@ impl Note {
                 Note::Standing(Standing { keeper_pid, workers: number, began_ms })
             }
             9 => Note::Upgrade,
+            10 => Note::Log(u8::try_from(number).ok()?),
             _ => return None,
         })
     }
@@ -195,6 +202,7 @@ mod tests {
             Note::Session(Begun { number: 7, again: true, connected_ms: u64::MAX }),
             Note::Standing(Standing { keeper_pid: 1, workers: 2, began_ms: 3 }),
             Note::Upgrade,
+            Note::Log(4),
             Note::Kept(name()),
             Note::Ready,
             Note::Over(u32::MAX),

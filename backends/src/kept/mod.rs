@@ -34,6 +34,7 @@ impl Kept {
         while let Ok(Some((note, fds))) = keeper.try_recv() {
             match note {
                 Note::Kept(name) => drop(given.insert(name, fds)),
+                Note::Log(level) => log::follow(level, None),
                 Note::Standing(ours) => standing = Some(ours),
                 _ => break,
             }
@@ -51,6 +52,11 @@ impl Kept {
     pub fn upgrade(&self) -> bool {
         self.tell(&Note::Upgrade, &[]);
         self.keeper.is_some()
+    }
+
+    /// The log is another from now on.
+    pub(crate) fn log_changed(&self, level: u8, file: Option<BorrowedFd<'_>>) {
+        self.tell(&Note::Log(level), file.as_slice());
     }
 
     /// What was kept under this name.

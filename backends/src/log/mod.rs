@@ -7,9 +7,10 @@
 //! ```
 //! What others can cause goes through the gate of its [`Class`]: one line a second, the others counted. What a guest
 //! wrote into its memory is never logged ([`GuestData`]). Promises: a line is one line whatever it carries; writing it
-//! waits for nobody ([`sink`]); the level may change at any time. The keeper writes by [`write`] and has no subscriber,
+//! waits for nobody ([`sink`]); level and file may change at any time ([`change`]). The keeper writes by [`write`] and has no subscriber,
 //! which keeps its image small.
 
+mod change;
 mod class;
 mod guest;
 mod line;
@@ -22,11 +23,13 @@ use std::io::IsTerminal;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tracing::Level;
 
 pub use crate::log_line as line;
+pub use change::{ReopenError, is_on, level, reopen, set_level};
+pub(crate) use change::{follow, level_number, report_to};
 pub use class::{Cause, Class, Gate, Through, counts};
 pub use guest::GuestData;
 pub use line::{Line, MAX_LINE_BYTES, Origin};
@@ -82,29 +85,6 @@ struct Log {
 }
 
 static LOG: OnceLock<Log> = OnceLock::new();
-static LEVEL: AtomicU8 = AtomicU8::new(INFO);
-const INFO: u8 = 3;
-/// By the number that [`LEVEL`] has.
-const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
-
-/// The level of what is written now.
-pub fn level() -> Level {
-    let number = LEVEL.load(Ordering::Relaxed);
-    LEVELS.get(usize::from(number).saturating_sub(1)).copied().unwrap_or(Level::TRACE)
-}
-
-/// Has lines of this level written from now on, and those that matter more.
-pub fn set_level(level: Level) {
-    let at = LEVELS.iter().position(|known| *known == level).unwrap_or_default();
-    LEVEL.store(u8::try_from(at).unwrap_or(u8::MAX).saturating_add(1), Ordering::Relaxed);
-    tracing_core::callsite::rebuild_interest_cache();
-}
-
-/// Whether lines of this level, by its name, are written.
-#[doc(hidden)]
-pub fn is_on(level_name: &str) -> bool {
-    level_name.parse().is_ok_and(|asked: Level| asked <= level())
-}
 
 /// How lines look.
 pub fn format() -> Format {
@@ -131,18 +111,15 @@ pub fn begin(name: &'static str, options: &LogOptions) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Begins the log of a worker: it goes where the process before had it go.
-///
-/// # Errors
-/// [`LogError::Journal`]
-pub(crate) fn begin_worker(name: &'static str, options: &LogOptions) -> Result<(), LogError> {
-    let (format, journal) = options.choose()?;
+/// Begins the log of a worker: it goes where the process before had it go. A journald that is away by now ends nothing:
+/// then lines are text.
+pub(crate) fn begin_worker(name: &'static str, options: &LogOptions) {
+    let (format, journal) = options.choose().unwrap_or((Format::Text, None));
     set(name, options.log_level, format, journal, options.whole_path());
     subscribe();
-    Ok(())
 }
 
-/// Begins the log of a keeper, which writes its lines by itself. Where it cannot have journald it has standard error.
+/// Begins the log of a keeper, which writes its lines by itself.
 pub(crate) fn begin_keeper(name: &'static str, options: &LogOptions) {
     let (format, journal) = options.choose().unwrap_or((Format::Text, None));
     set(name, options.log_level, format, journal, None);
@@ -155,11 +132,23 @@ fn set(
     journal: Option<UnixDatagram>,
     file: Option<PathBuf>,
 ) {
-    set_level(level);
+    change::take_level(level);
     let origin = Origin { name, pid: std::process::id() };
-    let colours = AtomicBool::new(std::io::stderr().is_terminal());
     // A second log of one process is a test's.
-    let _ = LOG.set(Log { origin, format, colours, journal, file });
+    let _ = LOG.set(Log { origin, format, colours: AtomicBool::default(), journal, file });
+    look_at_stderr();
+    if format != Format::Text {
+        // Whoever reads objects or fields has no use for anything between them.
+        std::panic::set_hook(Box::new(|panic| write(&Line::new(Level::ERROR).message(panic))));
+    }
+}
+
+/// Whether standard error shows colours may be another matter now.
+fn look_at_stderr() {
+    if let Some(log) = LOG.get() {
+        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        log.colours.store(colours, Ordering::Relaxed);
+    }
 }
 
 fn subscribe() {

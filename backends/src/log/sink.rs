@@ -40,6 +40,11 @@ fn has_room() -> bool {
 /// Puts a file in the place of standard error, and remembers that.
 pub(super) fn divert(file: &OwnedFd) -> io::Result<()> {
     *first() = Some(fcntl_dupfd_cloexec(stderr(), 3)?);
+    replace(file)
+}
+
+/// Puts a file in the place of standard error.
+pub(super) fn replace(file: &OwnedFd) -> io::Result<()> {
     Ok(dup2_stderr(file)?)
 }
 
