@@ -25,6 +25,7 @@
     )
 )]
 
+pub mod client;
 mod connection;
 mod desk;
 pub mod http;
