@@ -13,7 +13,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::RunOptions;
 use crate::error::{EXIT_OPTION, Error, system};
-use crate::{builder, check};
+use crate::{builder, check, ctl};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,6 +70,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Speak to running daemons and machines: list them, see how they do, change settings
+    #[command(after_help = ctl::EXAMPLES)]
+    Ctl(ctl::CtlOptions),
 }
 
 /// The program, as its log has it.
@@ -129,6 +132,7 @@ fn execute(command: Command, start: Instant) -> Result<(), Stop> {
             builder::start(plan, start)?.run()?;
         }
         Command::Check { json } => check::run(json)?,
+        Command::Ctl(options) => ctl::run(options)?,
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use backends::log::LogError;
 
 use crate::boot::linux::BootError;
 use crate::config::ConfigError;
+use crate::ctl::CtlError;
 use crate::kvm::KvmError;
 use crate::kvm::vcpu::Crash;
 use crate::memory::MemoryError;
@@ -66,6 +67,9 @@ pub enum Error {
     /// No slot left.
     #[error(transparent)]
     Pci(#[from] PciError),
+    /// A daemon or machine that could not be asked, or refused.
+    #[error(transparent)]
+    Ctl(#[from] CtlError),
     /// The guest came to its end.
     #[error(transparent)]
     Crash(#[from] Crash),
@@ -103,6 +107,7 @@ impl Error {
             Error::Memory(_) => EXIT_OPTION,
             Error::Device(_) | Error::Pci(_) => EXIT_DEVICE,
             Error::Crash(_) => EXIT_CRASH,
+            Error::Ctl(error) => error.exit_code(),
             Error::GuestPanic => EXIT_PANIC,
             Error::VcpuLost | Error::System { .. } => EXIT_FAILURE,
         })

@@ -10,6 +10,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod contended;
+pub mod ctl;
 pub mod error;
 #[allow(unsafe_code)]
 pub mod kvm;

@@ -71,6 +71,13 @@ fn shown(program: &Command) -> Command {
 mod tests {
     use super::*;
 
+    /// A command and all below it, by the names of their pages.
+    fn tree<'a>(name: &str, command: &'a Command) -> Vec<(String, &'a Command)> {
+        let below =
+            command.get_subcommands().flat_map(|sub| tree(&format!("{name}-{}", sub.get_name()), sub));
+        below.chain([(name.to_owned(), command)]).collect()
+    }
+
     #[test]
     fn every_program_and_subcommand_has_a_page_that_names_every_option_people_are_shown() {
         let dir = tempfile::tempdir().unwrap();
@@ -78,14 +85,12 @@ mod tests {
         let page =
             |name: &str| std::fs::read_to_string(dir.path().join("man").join(format!("{name}.1"))).unwrap();
         for program in programs() {
-            let name = program.get_name().to_owned();
-            let subcommands =
-                program.get_subcommands().map(|sub| (format!("{name}-{}", sub.get_name()), sub));
-            for (name, command) in subcommands.chain([(name.clone(), &program)]) {
+            for (name, command) in tree(program.get_name(), &program) {
                 let page = page(&name).replace("\\-", "-");
                 for arg in command.get_arguments() {
-                    let long = format!("--{}", arg.get_long().unwrap());
-                    assert_eq!(page.contains(&long), !arg.is_hide_set(), "{name} {long}");
+                    let place = || arg.get_value_names().unwrap()[0].to_string();
+                    let shown = arg.get_long().map_or_else(place, |long| format!("--{long}"));
+                    assert_eq!(page.contains(&shown), !arg.is_hide_set(), "{name} {shown}");
                 }
             }
         }

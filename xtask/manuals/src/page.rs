@@ -11,17 +11,20 @@ use clap::Command;
 use clap_mangen::Man;
 
 /// The pages of the programs.
-const SEE_ALSO: &str =
-    "outboard(1), outboard\\-run(1), outboard\\-rng(1), outboard\\-blk(1), outboard\\-console(1)";
+const SEE_ALSO: &str = "outboard(1), outboard\\-run(1), outboard\\-ctl(1), outboard\\-rng(1), outboard\\-blk(1), outboard\\-console(1)";
 
-/// Writes the page of `program` and those of its subcommands.
+/// Writes the page of `program` and those of its subcommands, and of theirs.
 pub fn write_all(program: Command, dir: &Path) -> io::Result<()> {
     let mut program = program.disable_help_subcommand(true);
     program.build();
-    for subcommand in program.get_subcommands().filter(|command| !command.is_hide_set()) {
-        write(subcommand.clone(), dir)?;
+    write_tree(program, dir)
+}
+
+fn write_tree(command: Command, dir: &Path) -> io::Result<()> {
+    for subcommand in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+        write_tree(subcommand.clone(), dir)?;
     }
-    write(program, dir)
+    write(command, dir)
 }
 
 fn write(command: Command, dir: &Path) -> io::Result<()> {

@@ -1,0 +1,168 @@
+//! `outboard ctl state`: one daemon or machine on a screen.
+//!
+//! In: an answer, the one before it if there is one (`--watch`), the time and the width. Out: text. Counters are of the
+//! time since the daemon started; with an answer before it, columns tell what came a second since then. The columns
+//! that change stand first, so that they stay together where a table has to be broken.
+
+use std::time::Duration;
+
+use super::answer::{DaemonState, Device, FrontEnd, Latency, MachineState, Queue, Sandbox, State};
+use super::rates::{Sample, per_second};
+use super::screen::{Column, Fields, NOTHING, Table, units};
+use super::settings;
+
+/// The whole screen. Who watches looks at the queues: they stand first then.
+pub fn screen(now: &Sample<State>, before: Option<&Sample<State>>, width: Option<usize>) -> String {
+    let parts = match &now.value {
+        State::Machine(machine) => machine_screen(machine, now.unix_s, width),
+        State::Daemon(daemon) => {
+            let queues =
+                queue_table(&daemon.queues, before.and_then(|before| queues(before, now))).render(width);
+            let (head, fields) = (head(daemon, now.unix_s), fields(daemon, now.unix_s, width));
+            if before.is_some() { [head, queues, fields] } else { [head, fields, queues] }
+        }
+    };
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join("\n")
+}
+
+/// The queues of an earlier look, and how long ago that was.
+fn queues<'a>(before: &'a Sample<State>, now: &Sample<State>) -> Option<(&'a [Queue], Duration)> {
+    match &before.value {
+        State::Daemon(daemon) => Some((&daemon.queues, now.at.saturating_duration_since(before.at))),
+        State::Machine(_) => None,
+    }
+}
+
+fn since(unix_s: f64, now: f64) -> String {
+    units::duration(now - unix_s)
+}
+
+fn head(state: &DaemonState, now: f64) -> String {
+    let daemon = &state.daemon;
+    format!("{} {}, up {}\n", daemon.name, daemon.version, since(daemon.started_unix_s, now))
+}
+
+fn fields(state: &DaemonState, now: f64, width: Option<usize>) -> String {
+    let daemon = &state.daemon;
+    let mut fields = Fields::default();
+    let up = since(daemon.worker_started_unix_s, now);
+    let before = match daemon.workers_started {
+        0 | 1 => String::new(),
+        number => format!(" ({} before it)", number - 1),
+    };
+    fields.add("worker", format!("process {}, up {up}{before}", daemon.worker_pid));
+    fields.add("keeper", daemon.keeper_pid.map_or("off".to_owned(), |pid| format!("process {pid}")));
+    fields.add("engine", daemon.engine.clone());
+    fields.add("sandbox", sandbox(&daemon.sandbox));
+    let file = state.log.file.as_deref().unwrap_or("standard error");
+    fields.add("log", format!("{} and above, as {}, to {file}", state.log.level, state.log.format));
+    match &state.front_end {
+        None => drop(fields.add("front-end", "none is connected")),
+        Some(front_end) => add_front_end(&mut fields, front_end, now),
+    }
+    fields.add("device", daemon.kind.clone());
+    for (name, value) in settings::flat(&state.device) {
+        fields.add(format!("  {name}"), settings::readable(&name, &value));
+    }
+    fields.render(width)
+}
+
+fn sandbox(sandbox: &Sandbox) -> String {
+    let stage = |stage: &String| match sandbox.landlock_abi {
+        Some(abi) if stage == "landlock" => format!("landlock (ABI {abi})"),
+        _ => stage.clone(),
+    };
+    let stages: Vec<String> = sandbox.stages.iter().map(stage).collect();
+    if stages.is_empty() { sandbox.mode.clone() } else { format!("{}: {}", sandbox.mode, stages.join(", ")) }
+}
+
+fn add_front_end(fields: &mut Fields, front_end: &FrontEnd, now: f64) {
+    fields.add("front-end", format!("connected for {}", since(front_end.connected_unix_s, now)));
+    fields.add("  features", format!("{} {}", front_end.features_hex, front_end.features.join(" ")));
+    fields.add("  protocol", front_end.protocol_features.join(" "));
+    let regions: Vec<String> = front_end
+        .regions
+        .iter()
+        .map(|region| format!("{} at {}", units::bytes(region.bytes), region.guest_addr))
+        .collect();
+    fields.add("  memory", if regions.is_empty() { "none".to_owned() } else { regions.join(", ") });
+    let tracked = [(front_end.inflight, "requests in flight"), (front_end.dirty_log, "dirty pages")];
+    let tracked: Vec<&str> = tracked.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
+    fields.add("  tracks", if tracked.is_empty() { "nothing".to_owned() } else { tracked.join(", ") });
+}
+
+/// The queues; with those of an earlier answer, what they did a second since then.
+fn queue_table(queues: &[Queue], before: Option<(&[Queue], Duration)>) -> Table {
+    if queues.is_empty() {
+        return Table::default();
+    }
+    let rate = |queue: &Queue, counter: fn(&Queue) -> u64| {
+        let (earlier, elapsed) = before?;
+        let earlier = earlier.iter().find(|earlier| earlier.index == queue.index)?;
+        per_second(units::float(counter(queue)), units::float(counter(earlier)), elapsed)
+    };
+    let count = |head, counter: fn(&Queue) -> u64| {
+        Column::numbers(head, queues, move |queue| units::count(counter(queue)))
+    };
+    let rates = |head, counter: fn(&Queue) -> u64, unit: fn(f64) -> String| {
+        before.map(|_| {
+            Column::numbers(head, queues, |queue| rate(queue, counter).map_or(NOTHING.to_owned(), unit))
+        })
+    };
+    let time = |head, of: fn(&Latency) -> f64| {
+        Column::numbers(head, queues, move |queue| {
+            queue.latency_us.as_ref().map_or(NOTHING.to_owned(), |latency| units::latency(of(latency)))
+        })
+    };
+    // Columns that nobody misses while there is nothing in them.
+    let trouble = |head, counter: fn(&Queue) -> u64| {
+        queues.iter().any(|queue| counter(queue) > 0).then(|| count(head, counter))
+    };
+    let columns = [
+        Some(Column::numbers("QUEUE", queues, |queue| queue.index.to_string())),
+        Some(Column::words("STATE", queues, |queue| queue.state.clone())),
+        Some(count("IN FLIGHT", |queue| queue.in_flight)),
+        rates("REQ/S", |queue| queue.requests, units::quantity),
+        rates("BYTES/S", |queue| queue.bytes, units::size),
+        Some(time("P50", |latency| latency.p50)),
+        Some(time("P99", |latency| latency.p99)),
+        Some(time("MAX", |latency| latency.max)),
+        Some(count("REQUESTS", |queue| queue.requests)),
+        Some(Column::numbers("BYTES", queues, |queue| units::bytes(queue.bytes))),
+        Some(count("INTERRUPTS", |queue| queue.interrupts)),
+        rates("INT/S", |queue| queue.interrupts, units::quantity),
+        Some(Column::words("RING", queues, |queue| queue.layout.clone().unwrap_or(NOTHING.to_owned()))),
+        Some(count("SIZE", |queue| queue.size)),
+        trouble("MALFORMED", |queue| queue.malformed),
+        trouble("REPLAYED", |queue| queue.replayed),
+        trouble("BROKEN", |queue| queue.broken_times),
+    ];
+    Table(columns.into_iter().flatten().collect())
+}
+
+fn machine_screen(state: &MachineState, now: f64, width: Option<usize>) -> [String; 3] {
+    let vmm = &state.vmm;
+    let mut fields = Fields::default();
+    let cpus = if vmm.cpus == 1 { "CPU" } else { "CPUs" };
+    fields.add("process", vmm.pid.to_string());
+    fields.add("guest", format!("{}, {} {cpus}, {}", vmm.state, vmm.cpus, units::bytes(vmm.memory_bytes)));
+    let head = format!("{} {}, up {}\n", vmm.name, vmm.version, since(vmm.started_unix_s, now));
+    [head, fields.render(width), device_table(&state.devices, now).render(width)]
+}
+
+fn device_table(devices: &[Device], now: f64) -> Table {
+    if devices.is_empty() {
+        return Table::default();
+    }
+    Table(vec![
+        Column::words("DEVICE", devices, |device| device.id.clone()),
+        Column::words("TYPE", devices, |device| device.kind.clone()),
+        Column::words("DAEMON", devices, |device| {
+            if device.connected { "connected" } else { "away" }.to_owned()
+        }),
+        Column::numbers("FOR", devices, |device| since(device.since_unix_s, now)),
+        Column::numbers("RETURNS", devices, |device| units::count(device.returns)),
+        Column::words("SOCKET", devices, |device| device.socket.clone()),
+    ])
+}
