@@ -11,7 +11,10 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Instant;
 
 use rustix::io::Errno;
+use serde_json::{Map, Value};
 
+use crate::control::metrics::Exposition;
+use crate::control::{Change, ChangeError};
 use crate::engine::{Buffers, Engine, Interest, Op, Token};
 use crate::notify::Signal;
 use crate::proto::ProtocolFeatures;
@@ -52,6 +55,35 @@ pub trait Device: Send + Sync + 'static {
     /// Its configuration space may change: call [`Announcer::config_changed`] when it did.
     fn attach(&self, announcer: Announcer) {
         let _ = announcer;
+    }
+
+    /// The name of one of its own feature bits, as the specification has it.
+    fn feature_name(&self, bit: u32) -> Option<&'static str> {
+        let _ = bit;
+        None
+    }
+
+    /// What it tells an operator of itself beside what all daemons do: `device` of `GET /state`.
+    fn state(&self) -> Map<String, Value> {
+        Map::new()
+    }
+
+    /// What an operator can change while it serves, as it is now: members that [`Device::change`] takes.
+    fn settings(&self) -> Map<String, Value> {
+        Map::new()
+    }
+
+    /// Changes some of its settings, all or none of those named. Called by the control thread: it must not wait.
+    ///
+    /// # Errors
+    /// Which of them makes no sense.
+    fn change(&self, change: &Change<'_>) -> Result<(), ChangeError> {
+        change.only(&[])
+    }
+
+    /// Numbers of its own for `GET /metrics`.
+    fn metrics(&self, text: &mut Exposition) {
+        let _ = text;
     }
 
     /// Back to where it began; no queue is running.

@@ -14,10 +14,16 @@
 //! nothing by resetting its device or its front-end by coming back: the buckets are the worker's.
 //! Refuses: a limit of nothing, and what is no limit.
 
+mod live;
+
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use thiserror::Error;
+
+use crate::control::{Change, ChangeError};
+pub use live::{LiveLimit, LiveThrottle};
 
 const DEFAULT_BURST: Duration = Duration::from_millis(100);
 const MAX_BURST_MS: u64 = 60_000;
@@ -81,6 +87,28 @@ impl FromStr for Limit {
             return Err(LimitError::Nothing);
         }
         Ok(Limit { bytes, ops, burst: burst.map_or(DEFAULT_BURST, Duration::from_millis) })
+    }
+}
+
+impl Limit {
+    /// The limit that an operator asks for.
+    ///
+    /// # Errors
+    /// A value out of range, or nothing is limited.
+    pub fn from_change(change: &Change<'_>) -> Result<Limit, ChangeError> {
+        change.only(&["bytes", "ops", "burst_ms"])?;
+        let [bytes, ops] = ["bytes", "ops"].map(|name| change.number(name, 1..=u64::MAX));
+        let (bytes, ops, burst) = (bytes?, ops?, change.number("burst_ms", 1..=MAX_BURST_MS)?);
+        if bytes.is_none() && ops.is_none() {
+            return Err(change.refused_whole("bytes or ops or both, or null for no limit"));
+        }
+        Ok(Limit { bytes, ops, burst: burst.map_or(DEFAULT_BURST, Duration::from_millis) })
+    }
+
+    /// The same as [`Limit::from_change`] takes it.
+    pub fn to_json(&self) -> Value {
+        let burst_ms = u64::try_from(self.burst.as_millis()).unwrap_or(MAX_BURST_MS);
+        json!({ "bytes": self.bytes, "ops": self.ops, "burst_ms": burst_ms })
     }
 }
 
@@ -181,6 +209,26 @@ mod tests {
         }
         assert_eq!(refused("ops=1,ops=2"), Twice("ops".into()));
         assert_eq!(refused("burst_ms=20"), Nothing);
+    }
+
+    #[test]
+    fn an_operator_gets_the_limit_that_was_asked_for() {
+        let change = |body: &Value| Limit::from_change(&Change::new(body.as_object().unwrap()));
+        let whole = json!({ "bytes": 1 << 20, "ops": null, "burst_ms": 20 });
+        assert_eq!(change(&whole).unwrap(), "bytes=1M,burst_ms=20".parse().unwrap());
+        assert_eq!(change(&whole).unwrap().to_json(), whole);
+        assert_eq!(change(&json!({ "ops": 7 })).unwrap(), "ops=7".parse().unwrap());
+        for (body, told) in [
+            (json!({ "ops": 0 }), "ops: 0 is refused; give a number, 1 or more"),
+            (
+                json!({ "ops": 1, "burst_ms": 60_001 }),
+                "burst_ms: 60001 is refused; give a number from 1 to 60000",
+            ),
+            (json!({ "op": 1 }), "op: there is no such setting; set bytes, ops, burst_ms"),
+            (json!({}), ": {} is refused; give bytes or ops or both, or null for no limit"),
+        ] {
+            assert_eq!(change(&body).unwrap_err().to_string(), told);
+        }
     }
 
     #[test]

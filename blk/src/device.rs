@@ -29,10 +29,11 @@ use backends::log::{self, Class};
 use backends::memory::Segment;
 use backends::queue::{Queue, Request};
 use rustix::io::Errno;
+use serde_json::{Map, Value};
 
 use crate::request::{Command, Limits, Parsed, parse};
 use crate::storage::{Host, Job, Owner, Step, Storage};
-use crate::wire::{Config, ID_BYTES, Status, driver_flushes, features};
+use crate::wire::{Config, ID_BYTES, Status, driver_flushes, feature_name, features};
 /// Longest chain: what one request can make a worker touch before anybody else gets a turn.
 const MAX_REQUEST_BYTES: u64 = 1 << 30;
 /// What room without data is filled with, in pieces of this size.
@@ -69,6 +70,21 @@ impl<S: Storage> Device for Blk<S> {
     fn config(&self) -> Vec<u8> {
         let (size_bytes, block_bytes) = (self.storage.size_bytes(), self.storage.block_bytes());
         Config { size_bytes, block_bytes, queues: self.queues }.to_bytes().to_vec()
+    }
+
+    fn feature_name(&self, bit: u32) -> Option<&'static str> {
+        feature_name(bit)
+    }
+
+    fn state(&self) -> Map<String, Value> {
+        let (storage, id) = (&self.storage, self.id.split(|byte| *byte == 0).next().unwrap_or_default());
+        let members: [(&str, Value); 4] = [
+            ("size_bytes", storage.size_bytes().into()),
+            ("block_bytes", storage.block_bytes().into()),
+            ("read_only", storage.is_read_only().into()),
+            ("serial", String::from_utf8_lossy(id).into()),
+        ];
+        Map::from_iter(members.map(|(name, value)| (name.to_owned(), value)))
     }
 
     /// More than any driver sends at once; refused as a whole, since a failed request has its room filled.

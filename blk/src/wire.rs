@@ -28,6 +28,18 @@ pub fn features(read_only: bool) -> u64 {
     FEATURES | u64::from(read_only) << spec::VIRTIO_BLK_F_RO
 }
 
+/// What §5.2.3 calls a feature that disks here may have.
+pub fn feature_name(bit: u32) -> Option<&'static str> {
+    Some(match bit {
+        spec::VIRTIO_BLK_F_SEG_MAX => "VIRTIO_BLK_F_SEG_MAX",
+        spec::VIRTIO_BLK_F_RO => "VIRTIO_BLK_F_RO",
+        spec::VIRTIO_BLK_F_BLK_SIZE => "VIRTIO_BLK_F_BLK_SIZE",
+        spec::VIRTIO_BLK_F_FLUSH => "VIRTIO_BLK_F_FLUSH",
+        spec::VIRTIO_BLK_F_MQ => "VIRTIO_BLK_F_MQ",
+        _ => return None,
+    })
+}
+
 /// Whether the driver keeps order by flushing. One that does not wants each write durable when it completes
 /// (§5.2.6.2).
 pub fn driver_flushes(features: u64) -> bool {

@@ -9,6 +9,7 @@ use backends::device::{Device, Handler, Io, Queues, Source, Turn};
 use backends::queue::Queue;
 use rustix::io::Errno;
 use rustix::termios::tcgetwinsize;
+use serde_json::{Map, Value, json};
 
 use crate::host::HostSide;
 use crate::port::Port;
@@ -53,6 +54,15 @@ impl Device for Console {
 
     fn config(&self) -> Vec<u8> {
         wire::config(self.size())
+    }
+
+    fn feature_name(&self, bit: u32) -> Option<&'static str> {
+        (1 << bit == F_SIZE).then_some("VIRTIO_CONSOLE_F_SIZE")
+    }
+
+    fn state(&self) -> Map<String, Value> {
+        let size = self.size().map(|Size { cols, rows }| json!({ "cols": cols, "rows": rows }));
+        Map::from_iter([("size".to_owned(), size.into())])
     }
 
     /// One: both queues of a port share its state.

@@ -33,6 +33,6 @@ impl Program for Options {
         -device vhost-user-rng-pci,chardev=rng";
 
     fn open(self, _: &Kept) -> Result<Rng, Failure> {
-        Ok(Rng::new(self.source, self.limit))
+        Rng::new(self.source, self.limit).map_err(Failure::host)
     }
 }

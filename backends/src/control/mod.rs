@@ -25,19 +25,26 @@
     )
 )]
 
+pub mod change;
+pub mod changes;
 pub mod client;
 mod connection;
+pub mod daemon;
 mod desk;
 pub mod http;
 pub mod metrics;
+mod names;
+mod numbers;
 pub mod server;
 mod socket;
+mod state;
 
 use std::fmt::Display;
 use std::os::fd::OwnedFd;
 
 use serde_json::{Map, Value, json};
 
+pub use change::{Change, ChangeError};
 pub use server::Control;
 pub use socket::listen;
 

@@ -152,6 +152,11 @@ impl Memory {
         self.regions.len()
     }
 
+    /// Guest-physical address and bytes of each region, by address.
+    pub fn areas(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.regions.iter().map(|region| (region.table.guest_addr, region.table.size_bytes))
+    }
+
     /// Appends the host's view of guest-physical `addr..addr+len` to `out`: one segment, or more where the
     /// range goes on in an adjacent region. `false`, and nothing appended, if any byte is outside memory.
     pub fn translate(&self, addr: u64, len: u32, out: &mut Vec<Segment>) -> bool {

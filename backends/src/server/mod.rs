@@ -8,6 +8,7 @@
 //! request has an answer that we cannot give. What messages do to memory and rings is in `host`.
 
 mod host;
+pub mod seen;
 mod transfer;
 
 use std::io;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
+use crate::clock;
 use crate::cpus::CpuList;
 use crate::device::{Announcer, Device};
 use crate::engine::EngineKind;
@@ -36,6 +38,7 @@ use crate::proto::{Connection, Frame, ProtocolFeatures, Reply, Request, Transpor
 use crate::session::{Direction, Offer, Refusal, Session};
 use crate::stats::Stats;
 use crate::worker::Workers;
+use seen::Seen;
 
 /// Ring and transport features of every daemon.
 const COMMON_FEATURES: u64 = 1 << virtio_bindings::virtio_config::VIRTIO_F_VERSION_1
@@ -101,6 +104,7 @@ pub struct Server<D: Device> {
     /// Unsealed memory has been told of.
     unsealed: bool,
     front_end: FrontEnd,
+    seen: Seen,
     /// Since when the front-end's rings are being taken back because it went.
     closing: Option<Instant>,
     /// Readable when the daemon is to end.
@@ -165,9 +169,20 @@ impl<D: Device> Server<D> {
             stats,
             unsealed: false,
             front_end: FrontEnd::default(),
+            seen: Seen::default(),
             closing: None,
             end: None,
         })
+    }
+
+    /// What it serves.
+    pub fn device(&self) -> &Arc<D> {
+        &self.device
+    }
+
+    /// The front-end that is connected.
+    pub fn seen(&self) -> &Seen {
+        &self.seen
     }
 
     /// Counters.
@@ -243,10 +258,11 @@ impl<D: Device> Server<D> {
         if keeper.is_none_or(|(_, begun)| !begun.again) {
             self.stats.session_began();
         }
+        let connected_ms = keeper.map_or_else(clock::unix_ms, |(_, begun)| begun.connected_ms);
         let mut session = Session::new(self.offer());
         let over = match Connection::new(stream) {
             Ok(mut connection) => {
-                let over = self.converse(&mut session, &mut connection, end);
+                let over = self.converse(&mut session, &mut connection, connected_ms, end);
                 if let (Some((keeper, Begun { number, .. })), false) = (keeper, matches!(over, Hangup::Asked))
                 {
                     // A keeper that is gone needs to know nothing.
@@ -263,6 +279,7 @@ impl<D: Device> Server<D> {
         }
         self.closing = None;
         self.front_end = FrontEnd::default();
+        self.seen.put(None);
         log::line!(info, Class::FrontEndGone, reason = %over, "Front-end disconnected");
         asked
     }
@@ -271,9 +288,11 @@ impl<D: Device> Server<D> {
         &mut self,
         session: &mut Session,
         connection: &mut Connection,
+        connected_ms: u64,
         end: BorrowedFd<'_>,
     ) -> Hangup {
         loop {
+            self.seen.set(connected_ms, session, &self.front_end);
             let deadline = connection.partial_since().map(|since| since + MESSAGE_DEADLINE);
             if self.front_end.is_torn() {
                 return Hangup::Torn;

@@ -76,6 +76,11 @@ impl Session {
         self.protocol.contains(ProtocolFeatures::REPLY_ACK)
     }
 
+    /// What was agreed on so far: features, and protocol features.
+    pub fn negotiated(&self) -> (u64, ProtocolFeatures) {
+        (self.features, self.protocol)
+    }
+
     /// Takes one request.
     ///
     /// # Errors
