@@ -1,16 +1,15 @@
 //! The main path of every daemon: options, open, bind, serve; and how it ends.
 //!
-//! A daemon is a [`Program`]: its own options, and how to open its device from them. [`main`] does the rest,
-//! in an order that later confinement relies on: everything is opened before the first front-end is heard.
+//! A daemon is a [`Program`]: its own options, what to open for them, and its device. [`main`] does the rest, in an order
+//! that confinement relies on: the first process opens everything, with the rights of whoever started it; it becomes the
+//! keeper; each worker makes its device of what was opened. Without a keeper one process does all that.
 //! Exit codes: 0 asked to end, 1 failure, 2 bad option or configuration, 3 this host cannot, 4 resource in use.
 
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -22,12 +21,15 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use crate::config::{self, ConfigError, Origin};
 use crate::device::Device;
-use crate::keeper::role::{self, Place, become_keeper, is_worker};
-use crate::kept::Kept;
+use crate::keeper::role::{self, become_keeper, is_worker};
+use crate::keeper::store;
+use crate::kept::channel::Channel;
+use crate::kept::{Kept, SOCKET};
 use crate::log::{self, LogError};
+use crate::opened::Opened;
 use crate::options::{Common, PathProblem, SocketError, Switch, one_line};
 use crate::server::{Endpoint, Server, Settings};
-use crate::stats::Count;
+use crate::stats::{self, Count};
 
 /// What one daemon is, beside what all are.
 pub trait Program: clap::Args + Sized {
@@ -44,15 +46,24 @@ pub trait Program: clap::Args + Sized {
     /// Optional features of the conventions that its options have.
     const CAPABILITIES: &'static [&'static str] = &[];
 
-    /// Looks at what [`Program::open`] would open, and leaves it as it is: a daemon may be serving it.
+    /// Looks at what [`Program::prepare`] would open, and leaves it as it is: a daemon may be serving it.
     ///
     /// # Errors
-    /// As from [`Program::open`].
+    /// As from [`Program::prepare`].
     fn check(&self) -> Result<(), Failure> {
         Ok(())
     }
 
-    /// Opens all that the device needs, or takes it from `kept`, where a worker before this one had it put.
+    /// Opens all that the device needs, with the rights of whoever started the daemon, and gives each a name. What a
+    /// keeper before this one had ([`Opened::before`]) is opened no second time, if it is still what the options mean.
+    ///
+    /// # Errors
+    /// What to tell the user, and the exit code.
+    fn prepare(&self, _opened: &mut Opened) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Makes the device of what was opened, and of what a worker before this one had kept. Opens nothing by a path.
     ///
     /// # Errors
     /// What to tell the user, and the exit code.
@@ -189,18 +200,31 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
     if line.common.check {
         return check(&line);
     }
-    if line.common.worker.is_some() {
+    if let Some(keeper) = line.common.keeper_channel()? {
         log::begin_worker(P::NAME, &line.common.log);
         crate::sys::set_name(P::NAME);
-        return run(line);
+        return work(line, keeper);
     }
     log::begin(P::NAME, &line.common.log)?;
-    if line.common.keeper == Switch::On {
-        return Err(become_keeper(&Place::new(&line.common)?, &line.common.log, args));
-    } else {
-        crate::keeper::disown();
+    if line.common.keeper == Switch::Off {
+        store::disown();
+        let (kept, _made) = prepare(&line, Opened::default())?.into_kept();
+        let socket = kept.take(SOCKET).ok_or(SocketError::Missing)?;
+        let endpoint = Endpoint::of(socket).map_err(Failure::host)?;
+        return serve(line, &kept, endpoint);
     }
-    run(line)
+    let stored = store::passed();
+    let opened = prepare(&line, Opened::after(store::kept(&stored)))?;
+    Err(become_keeper(&opened, &stored, &line.common.log, args))
+}
+
+/// Opens everything. The socket comes last: nobody can connect to a daemon that will not serve.
+fn prepare<P: Program>(line: &CommandLine<P>, mut opened: Opened) -> Result<Opened, Failure> {
+    crate::sys::hold_signals(true);
+    line.own.prepare(&mut opened)?;
+    line.common.prepare(&mut opened)?;
+    opened.go_on(stats::NAME);
+    Ok(opened)
 }
 
 /// Says that all is well, if it is.
@@ -220,30 +244,27 @@ fn unsaid(cause: io::Error) -> Failure {
     Failure::host(format!("Cannot write to standard output: {cause}"))
 }
 
-fn run<P: Program>(line: CommandLine<P>) -> Result<(), Failure> {
-    let keeper = line.common.keeper_channel()?;
-    if keeper.is_some() {
-        // A front-end whose keeper was killed goes to the next daemon with its rings: this one may touch them no more.
-        set_parent_process_death_signal(Some(Signal::KILL)).map_err(Failure::host)?;
-    }
-    let kept = keeper.as_ref().map(Kept::by).unwrap_or_default();
+/// Runs as the worker of this keeper.
+fn work<P: Program>(line: CommandLine<P>, keeper: Arc<Channel>) -> Result<(), Failure> {
+    // A front-end whose keeper was killed goes to the next daemon with its rings: this one may touch them no more.
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(Failure::host)?;
+    serve(line, &Kept::by(&keeper), Endpoint::Kept(keeper))
+}
+
+fn serve<P: Program>(line: CommandLine<P>, kept: &Kept, endpoint: Endpoint) -> Result<(), Failure> {
     log::report_to(kept.clone());
-    let device = line.own.open(&kept)?;
+    let device = line.own.open(kept)?;
     let end = readable_after(&[SIGTERM, SIGINT]).map_err(Failure::host)?;
+    crate::sys::hold_signals(false);
     // A file at its size limit: the write fails, the daemon goes on.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;
-    let (endpoint, bound) = match keeper {
-        Some(keeper) => (Endpoint::Kept(keeper), None),
-        None => (line.common.endpoint()?, line.common.socket_path.clone()),
-    };
-    let _path = bound.map(Unlink::new);
     let common = &line.common;
     let settings = Settings {
         engine: common.engine,
         cpus: common.cpus.clone().unwrap_or_default(),
         require_sealed_memory: common.require_sealed_memory,
     };
-    let mut server = Server::new(device, settings, &kept).map_err(Failure::host)?;
+    let mut server = Server::new(device, settings, kept).map_err(Failure::host)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     log::settle();
     // Behind a keeper, that is who listens.
@@ -271,35 +292,4 @@ fn report<D: Device>(server: &Server<D>) {
     let (malformed, replayed) = (total(Count::Malformed), total(Count::Replayed));
     let interrupts = total(Count::Interrupts);
     tracing::info!(requests, bytes, malformed, replayed, interrupts, "served");
-}
-
-/// Removes the socket that we bound when the daemon ends, unless another one has taken its place.
-#[derive(Debug)]
-pub(crate) struct Unlink {
-    path: PathBuf,
-    bound: Option<(u64, u64)>,
-}
-
-impl Unlink {
-    pub(crate) fn new(path: PathBuf) -> Unlink {
-        Unlink { bound: identity(&path), path }
-    }
-
-    /// Leaves it there: another process listens.
-    pub(crate) fn leave(&mut self) {
-        self.bound = None;
-    }
-}
-
-impl Drop for Unlink {
-    fn drop(&mut self) {
-        if self.bound.is_some() && self.bound == identity(&self.path) {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// Device and inode of what is at a path.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }

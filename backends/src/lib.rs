@@ -8,7 +8,8 @@
 //! Three verbs carry each of them: [`queue::Queue::next`], [`queue::Queue::complete`] and
 //! [`queue::Queue::abandon`]. Beside the data path, [`proto`] speaks vhost-user, [`session`] decides what a
 //! message means, [`server`] carries it out, [`worker`] runs the queues and, beside them, [`task`]s, and [`daemon`] is
-//! the way from the command line ([`options`], and [`config`] for a file of them) to all that; [`keeper`] holds the front-end while worker processes come and go. A
+//! the way from the command line ([`options`], and [`config`] for a file of them) to all that, by way of what it has to
+//! open first ([`opened`]); [`keeper`] holds the front-end while worker processes come and go. A
 //! daemon adds a [`device::Device`] and a [`device::Handler`]; `README.md` of this
 //! crate builds one.
 //!
@@ -34,6 +35,7 @@ pub mod limit;
 pub mod log;
 pub mod memory;
 pub mod notify;
+pub mod opened;
 pub mod options;
 mod order;
 mod passing;

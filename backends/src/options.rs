@@ -1,13 +1,13 @@
 //! Options that all daemons have, and the socket they name.
 //!
-//! In: a command line, and what systemd passed (LISTEN_FDS). Out: an [`Endpoint`]. Follows the vhost-user
+//! In: a command line, and what systemd passed (LISTEN_FDS). Out: a socket, in [`Opened`]. Follows the vhost-user
 //! back-end program conventions: `--socket-path`, `--fd`, `--print-capabilities`, never daemonising.
 //! Refuses, each with one line that names the option, the value and the cure: a path that is too long, in a
 //! directory that is not there or not ours, taken by something that is no socket, or served by another
 //! daemon already (exit code 4).
 
 use std::io;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -15,15 +15,17 @@ use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use thiserror::Error;
 
 use crate::cpus::CpuList;
 use crate::engine::EngineKind;
-use crate::keeper::is_stored;
+use crate::keeper::store::is_ours as is_stored;
+use crate::kept::SOCKET;
 use crate::kept::channel::Channel;
 use crate::log;
-use crate::server::Endpoint;
+use crate::opened::Opened;
 
 /// Longest path of a unix socket (`sun_path` less its closing zero).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -164,12 +166,14 @@ impl Common {
     ///
     /// # Errors
     /// [`SocketError`]
-    pub fn endpoint(&self) -> Result<Endpoint, SocketError> {
-        match (&self.socket_path, self.fd) {
-            (Some(path), _) => listen("--socket-path", path).map(Endpoint::Listening),
-            (None, Some(fd)) => from_fd(fd),
-            (None, None) => from_fd(activated()?.ok_or(SocketError::Missing)?),
-        }
+    pub(crate) fn prepare(&self, opened: &mut Opened) -> Result<(), SocketError> {
+        let fd = match (&self.socket_path, self.fd) {
+            (Some(path), _) => return opened.listen("--socket-path", SOCKET, path),
+            (None, Some(fd)) => fd,
+            (None, None) => activated()?.ok_or(SocketError::Missing)?,
+        };
+        opened.insert(SOCKET, from_fd(fd)?);
+        Ok(())
     }
 }
 
@@ -269,11 +273,11 @@ fn somebody_listens(path: &Path) -> bool {
 }
 
 /// A socket that was handed over.
-pub(crate) fn from_fd(fd: RawFd) -> Result<Endpoint, SocketError> {
-    let failed = |cause: io::Error| SocketError::Fd { fd, cause };
-    let fd = crate::sys::adopt_fd(fd).map_err(|errno| failed(errno.into()))?;
-    let listening = rustix::net::sockopt::socket_acceptconn(&fd).map_err(|errno| failed(errno.into()))?;
-    Ok(if listening { Endpoint::Listening(fd.into()) } else { Endpoint::Connected(fd.into()) })
+fn from_fd(fd: RawFd) -> Result<OwnedFd, SocketError> {
+    let failed = |errno: Errno| SocketError::Fd { fd, cause: errno.into() };
+    let fd = crate::sys::adopt_fd(fd).map_err(failed)?;
+    socket_acceptconn(&fd).map_err(failed)?;
+    Ok(fd)
 }
 
 /// The descriptor that systemd calls `vhost-user`, or the only one it passed.

@@ -84,7 +84,18 @@ pub fn getrandom(segment: &Segment) -> Result<u32, Errno> {
 /// # Errors
 /// `EAGAIN`: somebody else holds a lock that excludes this one; others: the file cannot be locked.
 pub fn lock_file(fd: BorrowedFd<'_>, exclusive: bool) -> Result<(), Errno> {
-    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    set_lock(fd, if exclusive { libc::F_WRLCK } else { libc::F_RDLCK })
+}
+
+/// Lets go of what [`lock_file`] locked, though the description may stay open.
+///
+/// # Errors
+/// The kernel's.
+pub fn unlock_file(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    set_lock(fd, libc::F_UNLCK)
+}
+
+fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> Result<(), Errno> {
     let lock = libc::flock {
         l_type: i16::try_from(kind).map_err(|_| Errno::INVAL)?,
         l_whence: 0,
@@ -128,6 +139,22 @@ pub fn peer(fd: BorrowedFd<'_>) -> Option<libc::ucred> {
     let told =
         unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, (&raw mut peer).cast(), &raw mut bytes) };
     (told == 0).then_some(peer)
+}
+
+/// Keeps SIGTERM, SIGINT and SIGHUP waiting, here and in what this process executes, until they are let through.
+///
+/// Whoever begins by making what has to be removed at the end is not to be killed between the two.
+pub(crate) fn hold_signals(hold: bool) {
+    let how = if hold { libc::SIG_BLOCK } else { libc::SIG_UNBLOCK };
+    // SAFETY: the set is initialised by the first call, and outlives the others.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+    }
 }
 
 /// What `ps` and `top` call this process: it was executed by a path without a name.

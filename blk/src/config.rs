@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use backends::daemon::{Failure, Program};
 use backends::kept::Kept;
+use backends::opened::Opened;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::device::Blk;
@@ -57,8 +58,12 @@ impl Program for Options {
         Ok(File::check(&self.image())?)
     }
 
-    fn open(self, _: &Kept) -> Result<Blk<File>, Failure> {
-        Ok(Blk::new(File::open(&self.image())?, self.queues, &self.serial))
+    fn prepare(&self, opened: &mut Opened) -> Result<(), Failure> {
+        Ok(File::prepare(&self.image(), opened)?)
+    }
+
+    fn open(self, kept: &Kept) -> Result<Blk<File>, Failure> {
+        Ok(Blk::new(File::open(&self.image(), kept)?, self.queues, &self.serial))
     }
 }
 

@@ -1,8 +1,10 @@
 //! A raw image file or a block device as storage.
 //!
-//! In: the path and how to open it. Out: a [`File`], locked as long as it lives: exclusively, or shared with
-//! other readers if it is read-only. With `direct` the page cache is passed by; what the guest does not align
-//! as the host wants it goes through the page cache instead, which the kernel keeps coherent.
+//! In: the path and how to open it. Out: an image that is opened and locked once, exclusively or shared with other
+//! readers if it is read-only, and in each worker a [`File`] of it. The lock belongs to the open file description, which
+//! the keeper holds: it stays while workers come and go, and after all of them until the kernel has finished their last
+//! I/O. With `direct` the page cache is passed by; what the guest does not align as the host wants it goes through the
+//! page cache instead, which the kernel keeps coherent.
 //! Promises: once the host failed to make writes durable, every later sync fails too: the kernel reports lost
 //! writes once, and a guest that tries again must not be told that all is well.
 //! Refuses, each with one line for the user: what is no file or block device, is empty or no multiple of the
@@ -19,14 +21,19 @@ use std::time::{Duration, Instant};
 
 use backends::daemon::Failure;
 use backends::engine::Op;
+use backends::kept::Kept;
 use backends::log::{self, Class};
+use backends::opened::Opened;
 use backends::sys;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fstat, seek, statx};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fcntl_getfl, fstat, seek, statx};
 use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::storage::{Host, Job, Owner, Step, Storage};
 
+/// Names of what is opened: by way of the page cache, and past it.
+const CACHED: &str = "blk.image";
+const DIRECT: &str = "blk.direct";
 /// How long another process may keep its lock on the image before that counts as being in use, and how often we look.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 const LOCK_PAUSE: Duration = Duration::from_millis(1);
@@ -78,6 +85,12 @@ enum Problem {
     Lock(io::Error),
 }
 
+impl Problem {
+    fn of(self, image: &Image) -> ImageError {
+        ImageError { path: image.path.clone(), problem: self }
+    }
+}
+
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Failure {
         match error.problem {
@@ -102,12 +115,21 @@ pub struct File {
 }
 
 impl File {
-    /// Opens and locks an image.
+    /// Opens and locks an image. What a keeper before had open, with its lock, stays open if it is the same file opened
+    /// in the same way.
     ///
     /// # Errors
     /// [`ImageError`]
-    pub fn open(image: &Image) -> Result<File, ImageError> {
-        File::try_open(image).map_err(|problem| ImageError { path: image.path.clone(), problem })
+    pub fn prepare(image: &Image, opened: &mut Opened) -> Result<(), ImageError> {
+        let mut prepare = || {
+            let (cached, direct) = open_both(image)?;
+            let cached = opened.before(CACHED).filter(|before| goes_on(before, &cached)).unwrap_or(cached);
+            lock(&cached, !image.read_only)?;
+            opened.insert(CACHED, cached);
+            direct.into_iter().for_each(|direct| opened.insert(DIRECT, direct));
+            Ok(())
+        };
+        prepare().map_err(|problem: Problem| problem.of(image))
     }
 
     /// Whether an image could be served if nobody else used it.
@@ -115,27 +137,26 @@ impl File {
     /// # Errors
     /// [`ImageError`]
     pub fn check(image: &Image) -> Result<(), ImageError> {
-        File::unlocked(image).map(drop).map_err(|problem| ImageError { path: image.path.clone(), problem })
+        open_both(image).map(drop).map_err(|problem| problem.of(image))
     }
 
-    fn try_open(image: &Image) -> Result<File, Problem> {
-        let file = File::unlocked(image)?;
-        lock(&file.cached, !image.read_only)?;
-        Ok(file)
-    }
-
-    fn unlocked(image: &Image) -> Result<File, Problem> {
-        let cached = open(image)?;
-        let size_bytes = size(image, &cached)?;
-        let direct = image.direct.then(|| open_direct(image, &cached)).transpose()?;
-        Ok(File {
-            cached,
-            direct,
-            size_bytes,
-            block_bytes: image.block_bytes,
-            read_only: image.read_only,
-            sync_failed: AtomicBool::new(false),
-        })
+    /// The image that was prepared.
+    ///
+    /// # Errors
+    /// [`ImageError`]: it was not, or has changed since then.
+    pub fn open(image: &Image, kept: &Kept) -> Result<File, ImageError> {
+        let open = || {
+            let cached = kept.opened(CACHED).map_err(Problem::Open)?;
+            Ok(File {
+                size_bytes: size(image, &cached)?,
+                cached,
+                direct: kept.take(DIRECT),
+                block_bytes: image.block_bytes,
+                read_only: image.read_only,
+                sync_failed: AtomicBool::new(false),
+            })
+        };
+        open().map_err(|problem: Problem| problem.of(image))
     }
 
     fn submit<O: Owner>(&self, job: Job<O>, host: &mut impl Host<O>) -> Step<O> {
@@ -203,6 +224,29 @@ impl Storage for File {
             Err(done) => done,
         }
     }
+}
+
+/// An image that can be served, and the way past the page cache if that is asked for.
+fn open_both(image: &Image) -> Result<(OwnedFd, Option<OwnedFd>), Problem> {
+    let cached = open(image)?;
+    size(image, &cached)?;
+    let direct = image.direct.then(|| open_direct(image, &cached)).transpose()?;
+    Ok((cached, direct))
+}
+
+/// Whether what a keeper before had open is the file that the options mean, opened as they say. If it is the file but
+/// opened otherwise its lock is let go here: the service manager still holds what it belongs to.
+fn goes_on(before: &OwnedFd, now: &OwnedFd) -> bool {
+    let file = |fd| fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino, stat.st_rdev));
+    if file(before) != file(now) {
+        return false;
+    }
+    let access = |fd| fcntl_getfl(fd).ok().map(|flags| flags & OFlags::RWMODE);
+    let same = access(before) == access(now);
+    if !same {
+        let _ = sys::unlock_file(before.as_fd());
+    }
+    same
 }
 
 fn open(image: &Image) -> Result<OwnedFd, Problem> {

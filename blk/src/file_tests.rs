@@ -48,15 +48,22 @@ fn outcome(step: Step<Nothing>) -> Option<Result<(), Errno>> {
     }
 }
 
+/// As a process that is its own keeper.
+fn open(image: &Image) -> Result<File, ImageError> {
+    let mut opened = Opened::default();
+    File::prepare(image, &mut opened)?;
+    File::open(image, &opened.into_kept().0)
+}
+
 fn refusal(image: &Image) -> (String, u8) {
-    let failure = Failure::from(File::open(image).unwrap_err());
+    let failure = Failure::from(open(image).unwrap_err());
     (failure.message, failure.code)
 }
 
 #[test]
 fn k17_a_failed_sync_fails_all_that_follow() {
     let dir = tempfile::tempdir().unwrap();
-    let file = File::open(&image(&make(dir.path(), 4096))).unwrap();
+    let file = open(&image(&make(dir.path(), 4096))).unwrap();
     let mut host = Recorder::default();
     // Two syncs are under way; the kernel tells one of them.
     for _ in 0..2 {
@@ -76,7 +83,7 @@ fn direct_io_that_is_not_aligned_goes_through_the_page_cache() {
     // Beside the test itself: a temporary file system may be one without direct I/O.
     let dir = tempfile::tempdir_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
     let image = Image { direct: true, block_bytes: 4096, ..image(&make(dir.path(), 4096)) };
-    let file = File::open(&image).unwrap();
+    let file = open(&image).unwrap();
     let mut host = Recorder::default();
     let _ = file.start(Job::new(Nothing, Op::Read { offset: 0 }, 512), &mut host);
     let (direct, job) = host.0.pop().unwrap();
@@ -107,7 +114,7 @@ fn what_is_no_image_is_refused_with_a_cure() {
 fn a_size_must_fit_the_block_size_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let image = image(&make(dir.path(), 4096 + 512));
-    assert_eq!(File::open(&image).unwrap().size_bytes(), 4608);
+    assert_eq!(open(&image).unwrap().size_bytes(), 4608);
     let (message, code) = refusal(&Image { block_bytes: 4096, ..image });
     assert!(message.contains("--block-size 4096") && code == 2, "{message}");
 }
@@ -117,14 +124,14 @@ fn an_image_has_one_writer_or_many_readers() {
     let dir = tempfile::tempdir().unwrap();
     let writing = image(&make(dir.path(), 4096));
     let reading = Image { read_only: true, ..writing.clone() };
-    let writer = File::open(&writing).unwrap();
+    let writer = open(&writing).unwrap();
     for second in [&writing, &reading] {
         let (message, code) = refusal(second);
         assert!(message.contains("another process uses it") && code == 4, "{code}: {message}");
     }
     drop(writer);
-    let readers = (File::open(&reading).unwrap(), File::open(&reading).unwrap());
+    let readers = (open(&reading).unwrap(), open(&reading).unwrap());
     assert_eq!(refusal(&writing).1, 4);
     drop(readers);
-    assert!(File::open(&writing).is_ok());
+    assert!(open(&writing).is_ok());
 }

@@ -1,9 +1,11 @@
 //! Options of `outboard-console`.
 
+use std::io;
 use std::path::PathBuf;
 
 use backends::daemon::{Failure, Program};
 use backends::kept::Kept;
+use backends::opened::Opened;
 
 use crate::device::Console;
 use crate::host::connect::Connect;
@@ -60,27 +62,37 @@ impl Program for Options {
         Ok(())
     }
 
+    fn prepare(&self, opened: &mut Opened) -> Result<(), Failure> {
+        match self {
+            Options { pty: Some(link), .. } => Ok(Pty::prepare(link, opened)?),
+            Options { listen: Some(path), .. } => Ok(Unix::prepare(path, opened)?),
+            Options { connect: Some(path), .. } => Ok(Connect::prepare(path, opened)?),
+            _ => Stdio::prepare(opened).map_err(stdio_failed),
+        }
+    }
+
     fn open(self, kept: &Kept) -> Result<Console, Failure> {
-        if let Some(link) = &self.pty {
-            let pty = Pty::open(link, kept)?;
+        if self.pty.is_some() {
+            let pty = Pty::open(kept).map_err(Failure::host)?;
             let terminal = pty.terminal();
             return Ok(Console::new(|| pty, terminal));
         }
-        if let Some(path) = &self.listen {
-            let unix = Unix::open(path, kept)?;
+        if let Some(path) = self.listen {
+            let unix = Unix::open(path, kept).map_err(Failure::host)?;
             return Ok(Console::new(|| unix, None));
         }
         if let Some(path) = self.connect {
-            Connect::check(&path)?;
             let kept = kept.clone();
             return Ok(Console::new(|| Connect::new(path, kept), None));
         }
-        let stdio = Stdio::open(kept).map_err(|cause| {
-            Failure::host(format!("--stdio: cannot use standard input and output: {cause}; leave both open"))
-        })?;
+        let stdio = Stdio::open(kept).map_err(stdio_failed)?;
         let terminal = stdio.terminal();
         Ok(Console::new(|| stdio, terminal))
     }
+}
+
+fn stdio_failed(cause: io::Error) -> Failure {
+    Failure::host(format!("--stdio: cannot use standard input and output: {cause}; leave both open"))
 }
 
 impl From<PtyError> for Failure {

@@ -28,7 +28,7 @@ const MAX_DESCRIPTORS: usize = 253;
 const PACKET_BYTES: usize = 64 << 10;
 /// Where a stored packet's entries begin, and what kind of entry is a message without an answer.
 const HEAD_BYTES: usize = 16;
-const PENDING: u8 = 4;
+const PENDING: u8 = 3;
 
 /// What a manager sends to itself.
 const BARRIER: &str = "BARRIER=1";

@@ -18,6 +18,7 @@ use std::{fs, io};
 use backends::device::{Device, Handler, Io, Queues, Turn};
 use backends::engine::{Buffers, EngineKind, Op};
 use backends::memory::Segment;
+use backends::opened::Opened;
 use backends::queue::{Queue, Request as QueueRequest};
 use backends::server::Settings;
 use backends::task::Spawner;
@@ -205,7 +206,7 @@ fn requests_and_tasks_allocate_nothing() {
             let tasks = TaskDisk(Arc::new(fs::File::open(&path).unwrap().into()));
             assert_none(&allocations(tasks, (engine, rings), task_batch), (engine, rings));
             let image = Image { path: path.clone(), read_only: false, direct: false, block_bytes: 512 };
-            let blk = Blk::new(File::open(&image).unwrap(), 1, "");
+            let blk = Blk::new(opened(&image), 1, "");
             assert_none(&allocations(blk, (engine, rings), batch), (engine, rings));
         }
     }
@@ -214,4 +215,11 @@ fn requests_and_tasks_allocate_nothing() {
 #[track_caller]
 fn assert_none(seen: &[u64], way: (EngineKind, RingKind)) {
     assert_eq!(seen.last(), Some(&0), "{way:?}: {seen:?} in {} requests each", 100 * BATCH);
+}
+
+/// An image as a process has it that is its own keeper.
+fn opened(image: &Image) -> File {
+    let mut opened = Opened::default();
+    File::prepare(image, &mut opened).unwrap();
+    File::open(image, &opened.into_kept().0).unwrap()
 }

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 
 use backends::engine::{EngineKind, Op};
 use backends::kept::Kept;
+use backends::opened::Opened;
 use backends::server::{Endpoint, Server, Settings};
 use outboard_blk::device::Blk as Device;
 use outboard_blk::file::{File, Image};
@@ -92,7 +93,7 @@ impl Setup {
         fs::write(&path, vec![0x11; 1 << 20]).unwrap();
         let image = Image { path, read_only: false, direct: false, block_bytes: 512 };
         let plan = Arc::new(Mutex::new(Plan::default()));
-        let storage = Faulty { file: File::open(&image).unwrap(), plan: Arc::clone(&plan) };
+        let storage = Faulty { file: opened(&image), plan: Arc::clone(&plan) };
         let (here, there) = UnixStream::pair().unwrap();
         let (asked, never) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {
@@ -239,4 +240,11 @@ fn a_flush_that_comes_with_data_syncs_once() {
     let answer = setup.blk.run(&flush, &Framing::joined()).unwrap();
     assert_eq!((answer.status, answer.data), (Some(OK), vec![0; 512]));
     assert_eq!(setup.jobs(), [Op::Sync]);
+}
+
+/// An image as a process has it that is its own keeper.
+fn opened(image: &Image) -> File {
+    let mut opened = Opened::default();
+    File::prepare(image, &mut opened).unwrap();
+    File::open(image, &opened.into_kept().0).unwrap()
 }

@@ -29,7 +29,7 @@ mod proxy;
 mod record;
 pub mod role;
 mod signals;
-mod store;
+pub(crate) mod store;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -45,17 +45,15 @@ use rustix::fs::{Mode, OFlags};
 use sd_notify::NotifyState;
 use tracing::Level;
 
-use crate::daemon::{Failure, Unlink};
+use crate::kept::SOCKET;
 use crate::kept::channel::Standing;
 use crate::log::{self, Class, Line};
+use crate::opened::Unlink;
 use crate::proto::Connection;
-use crate::server::Endpoint;
 use pace::Pace;
 use proxy::{FrontEnd, With};
-use role::Place;
 use signals::Signals;
 use store::{Entry, Kind, Store};
-pub(crate) use store::{disown, is_ours as is_stored};
 use worker::{Gift, Program, Worker};
 
 /// How long an accept that failed for want of descriptors or memory is left alone.
@@ -78,8 +76,6 @@ enum Stop {
     Unready(ExitStatus),
     /// The host does not let the keeper go on.
     Failed(io::Error),
-    /// There is no socket to listen on.
-    Place(Failure),
 }
 
 /// Where front-ends come from.
@@ -100,19 +96,21 @@ struct Keeper {
     /// An executable that has not been found good yet takes the place of this one, which has.
     proven: Option<OwnedFd>,
     signals: Signals,
-    place: Option<Place>,
-    door: Option<Door>,
+    door: Door,
+    /// A worker has been ready once: from now on one is had, however often that has to be tried.
+    begun: bool,
     worker: Option<Worker>,
     pace: Pace,
     front_end: Option<FrontEnd>,
     sessions: u32,
     /// What its workers are told about themselves.
     standing: Standing,
-    kept: BTreeMap<String, Vec<OwnedFd>>,
+    /// What was opened, and what workers gave to be kept.
+    kept: BTreeMap<String, OwnedFd>,
     /// Something was done since memory was last given back.
     stirred: bool,
-    /// The socket we bound, removed with the keeper.
-    socket: Option<Unlink>,
+    /// What was made at paths, removed with the keeper.
+    made: Vec<Unlink>,
     store: Store,
 }
 
@@ -132,7 +130,7 @@ impl Keeper {
         self.save();
         if self.store.is_there() && self.front_end.is_some() {
             // Another keeper goes on: what it needs of ours stays.
-            self.socket.iter_mut().for_each(Unlink::leave);
+            self.made.iter_mut().for_each(Unlink::leave);
             self.worker.iter().for_each(Worker::leave);
         }
         let ended = self.worker.take().map(|mut worker| worker.terminate());
@@ -167,8 +165,8 @@ impl Keeper {
         let Some(worker) = &mut self.worker else { return Ok(()) };
         let (front, deadline) = match (&self.front_end, &self.door) {
             (Some(front_end), _) => (front_end.connection().as_fd(), front_end.deadline()),
-            (None, Some(Door::Listening(listener))) => (listener.as_fd(), None),
-            _ => return Err(Stop::Asked),
+            (None, Door::Listening(listener)) => (listener.as_fd(), None),
+            (None, Door::Single) => return Err(Stop::Asked),
         };
         let session: BorrowedFd<'_> = worker.session().map_or(worker.channel(), |session| session.as_fd());
         let fds = [front, session, worker.channel(), self.signals.upgrade()];
@@ -194,7 +192,7 @@ impl Keeper {
 
     /// Takes the next front-end, if there is none.
     fn admit(&mut self) -> Result<(), Stop> {
-        let (None, Some(Door::Listening(listener))) = (&self.front_end, &self.door) else { return Ok(()) };
+        let (None, Door::Listening(listener)) = (&self.front_end, &self.door) else { return Ok(()) };
         match listener.accept() {
             Ok((stream, _)) => self.front_end = Connection::new(stream).ok().map(FrontEnd::new),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -206,17 +204,17 @@ impl Keeper {
 
     /// Has a worker that is ready, however often that has to be tried; the first one has one try.
     fn start(&mut self) -> Result<(), Stop> {
-        let first = self.place.is_some();
         loop {
             match self.try_start() {
                 Ok(()) => break,
                 Err(Stop::Asked) => return Err(Stop::Asked),
-                Err(stop) if first => return Err(stop),
+                Err(stop) if !self.begun => return Err(stop),
                 Err(stop) => self.start_failed(&stop)?,
             }
         }
         self.pace.started();
-        if first { self.open() } else { Ok(()) }
+        self.begin();
+        Ok(())
     }
 
     fn try_start(&mut self) -> Result<(), Stop> {
@@ -252,32 +250,22 @@ impl Keeper {
     }
 
     /// Goes on where the keeper before was killed or replaced, as if only its worker had died.
-    fn inherit(&mut self) -> Result<(), Stop> {
-        let stored = self.store.take_back();
-        if stored.as_ref().is_some_and(Vec::is_empty) {
-            return Ok(());
-        }
-        if stored.and_then(|entries| self.take(entries)).is_some() {
-            return self.open();
-        }
-        (self.front_end, self.kept) = (None, BTreeMap::new());
-        say(Level::WARN, "What the keeper before this one had stored makes no sense, beginning afresh");
-        Ok(())
-    }
-
-    fn take(&mut self, entries: Vec<Entry<OwnedFd>>) -> Option<()> {
-        for mut entry in entries {
-            match entry.kind {
-                Kind::Listener => {
-                    let listener = entry.fds.pop()?.into();
-                    self.place = self.place.take().map(|place| place.bound_before(listener));
+    fn inherit(&mut self) {
+        match self.store.take_back() {
+            Some(entries) if entries.is_empty() => {}
+            stored => match stored.and_then(front_end_before) {
+                Some(front_end) => {
+                    self.front_end = front_end.or(self.front_end.take());
+                    self.begin();
                 }
-                Kind::Kept => drop(self.kept.insert(String::from_utf8(entry.bytes).ok()?, entry.fds)),
-                Kind::FrontEnd => self.front_end = Some(FrontEnd::back(&entry.bytes, entry.fds)?),
-                Kind::Said | Kind::Pending => self.front_end.as_mut()?.again(entry)?,
-            }
+                None => {
+                    say(
+                        Level::WARN,
+                        "What the keeper before this one had stored makes no sense, beginning afresh",
+                    );
+                }
+            },
         }
-        Some(())
     }
 
     /// Stores what the next keeper has to know, if it changed.
@@ -286,10 +274,10 @@ impl Keeper {
             return;
         }
         let mut entries = Vec::new();
-        if let (Some(Door::Listening(listener)), Some(_)) = (&self.door, &self.socket) {
-            entries.push(Entry::new(Kind::Listener, [], [listener]));
+        if let Door::Listening(listener) = &self.door {
+            entries.push(Entry::new(Kind::Kept, SOCKET, [listener]));
         }
-        entries.extend(self.kept.iter().map(|(name, fds)| Entry::new(Kind::Kept, name.as_bytes(), fds)));
+        entries.extend(self.kept.iter().map(|(name, fd)| Entry::new(Kind::Kept, name.as_bytes(), [fd])));
         entries.extend(self.front_end.iter().flat_map(FrontEnd::entries));
         if let Err(error) = self.store.save(&entries) {
             let line =
@@ -298,27 +286,12 @@ impl Keeper {
         }
     }
 
-    /// The first worker is ready: now front-ends are let in.
-    fn open(&mut self) -> Result<(), Stop> {
-        let Some(place) = self.place.take() else { return Ok(()) };
-        let (endpoint, socket) = place.open().map_err(Stop::Place)?;
-        self.socket = socket;
-        match endpoint {
-            Endpoint::Listening(listener) => {
-                listener.set_nonblocking(true).map_err(Stop::Failed)?;
-                self.door = Some(Door::Listening(listener));
-            }
-            Endpoint::Connected(stream) => {
-                let front_end = Connection::new(stream).ok().map(FrontEnd::new);
-                self.front_end = self.front_end.take().or(front_end);
-                self.door = Some(Door::Single);
-            }
-            // Keepers have no keepers.
-            Endpoint::Kept(_) => {}
+    /// The first worker is ready, or one was before this keeper: now front-ends are let in.
+    fn begin(&mut self) {
+        if !std::mem::replace(&mut self.begun, true) {
+            let _ = sd_notify::notify(&[NotifyState::Ready]);
+            say(Level::INFO, "Listening");
         }
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
-        say(Level::INFO, "Listening");
-        Ok(())
     }
 
     /// Reaps the worker, and gives it a successor when that is due.
@@ -347,7 +320,7 @@ impl Keeper {
             worker.finish();
         }
         say_of(Class::SessionOver, Line::new(Level::INFO).message(format_args!("Front-end gone: {why}")));
-        if matches!(self.door, Some(Door::Single)) { Err(Stop::Asked) } else { Ok(()) }
+        if matches!(self.door, Door::Single) { Err(Stop::Asked) } else { Ok(()) }
     }
 
     /// Asks the worker to end; its successor is what the executable's path names now.
@@ -369,11 +342,13 @@ impl Keeper {
     }
 
     fn keep(&mut self, gifts: Vec<Gift>) {
-        for (name, fds) in gifts {
-            if fds.is_empty() {
-                self.kept.remove(&name);
-            } else if self.kept.len() < MAX_KEPT || self.kept.contains_key(&name) {
-                self.kept.insert(name, fds);
+        for (name, gift) in gifts {
+            match gift {
+                None => drop(self.kept.remove(&name)),
+                Some(fd) if self.kept.len() < MAX_KEPT || self.kept.contains_key(&name) => {
+                    self.kept.insert(name, fd);
+                }
+                Some(_) => {}
             }
         }
     }
@@ -391,4 +366,18 @@ fn say_of(class: Class, line: Line) {
     {
         log::write(&line.of(class.name(), left_out));
     }
+}
+
+/// The front-end of the keeper before, from what that one stored. None: it makes no sense.
+fn front_end_before(entries: Vec<Entry<OwnedFd>>) -> Option<Option<FrontEnd>> {
+    let mut front_end: Option<FrontEnd> = None;
+    for entry in entries {
+        match entry.kind {
+            // The first process of this daemon has looked at it.
+            Kind::Kept => {}
+            Kind::FrontEnd => front_end = Some(FrontEnd::back(&entry.bytes, entry.fds)?),
+            Kind::Said | Kind::Pending => front_end.as_mut()?.again(entry)?,
+        }
+    }
+    Some(front_end)
 }

@@ -1,8 +1,8 @@
 //! How soon a worker that died is followed by the next: at once, unless they die one after the other.
 //!
 //! A burst of [`BURST`] deaths costs nothing; after that one in [`REFILL`] is free, and the others wait, each twice
-//! as long as the one before, at most [`LONGEST`], until none has died for so long that a whole burst is free again. A worker that cannot even start (the image is still locked by the
-//! I/O of the one before) is tried again after 1, 2, 4 ... ms.
+//! as long as the one before, at most [`LONGEST`], until none has died for so long that a whole burst is free again. A
+//! worker that cannot even start is tried again after 1, 2, 4 ... ms.
 
 use std::time::{Duration, Instant};
 

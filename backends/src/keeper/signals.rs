@@ -24,6 +24,7 @@ impl Signals {
     pub(super) fn new() -> io::Result<Signals> {
         let (end, upgrade) = (readable_after(&[SIGINT, SIGTERM])?, readable_after(&[SIGHUP])?);
         upgrade.set_nonblocking(true)?;
+        crate::sys::hold_signals(false);
         Ok(Signals { end, upgrade })
     }
 

@@ -17,6 +17,7 @@
 //! What cannot be had: reading a message and storing it, or answering one and storing that, are two system calls. A
 //! keeper that is killed in the microseconds between them loses that answer, or gives it twice.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixDatagram;
@@ -41,9 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// What an entry tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The socket that the keeper bound.
-    Listener,
-    /// What workers had kept: its name, and its descriptors.
+    /// What was opened, or workers had kept: its name, and its descriptor.
     Kept,
     /// The front-end's connection, and what is known of it.
     FrontEnd,
@@ -54,7 +53,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 5] = [Kind::Listener, Kind::Kept, Kind::FrontEnd, Kind::Said, Kind::Pending];
+    const ALL: [Kind; 4] = [Kind::Kept, Kind::FrontEnd, Kind::Said, Kind::Pending];
 }
 
 /// One thing that the next keeper has to know, with its descriptors: borrowed to be stored, owned when they come back.
@@ -116,14 +115,9 @@ impl Store {
         self.packets = passed();
         // Not what we would store, so that something is soon.
         self.known = vec![Default::default(); self.packets.len()];
-        let mut parts: Vec<_> = self.packets.iter().filter_map(read).collect();
-        let newest = parts.iter().map(|(head, _)| head.generation).max();
-        self.generation = newest.unwrap_or(0);
-        parts.retain(|(head, _)| Some(head.generation) == newest);
-        parts.sort_by_key(|(head, _)| head.number);
-        let whole = parts.iter().zip(1..).all(|((head, _), number)| head.number == number)
-            && parts.last().map_or(self.packets.is_empty(), |(head, _)| head.number == head.of);
-        whole.then(|| parts.into_iter().flat_map(|(_, entries)| entries).collect())
+        let (generation, entries) = newest(&self.packets);
+        self.generation = generation;
+        entries
     }
 
     /// Whether there is anybody to store something with.
@@ -164,19 +158,37 @@ impl Store {
 }
 
 /// Whether a descriptor that was passed to this process is a keeper's.
-pub fn is_ours(name: &str) -> bool {
+pub(crate) fn is_ours(name: &str) -> bool {
     NAMES.contains(&name)
 }
 
 /// What the service manager passed to this process of what a keeper before it had stored.
-pub(super) fn passed() -> Vec<OwnedFd> {
+pub(crate) fn passed() -> Vec<OwnedFd> {
     let all = sd_notify::listen_fds_with_names().into_iter().flatten();
     all.filter(|(_, name)| is_ours(name)).filter_map(|(fd, _)| crate::sys::adopt_fd(fd).ok()).collect()
 }
 
+/// What a keeper before had opened, or kept for workers, by name.
+pub(crate) fn kept(packets: &[OwnedFd]) -> BTreeMap<String, OwnedFd> {
+    let entries = newest(packets).1.into_iter().flatten().filter(|entry| entry.kind == Kind::Kept);
+    entries.filter_map(|mut entry| Some((String::from_utf8(entry.bytes).ok()?, entry.fds.pop()?))).collect()
+}
+
 /// Lets go of all that a keeper before had stored: this daemon has none.
-pub fn disown() {
+pub(crate) fn disown() {
     passed().iter().for_each(empty);
+}
+
+/// The generation that was stored last, and its entries. None: they make no sense.
+fn newest(packets: &[OwnedFd]) -> (u64, Option<Vec<Entry<OwnedFd>>>) {
+    let mut parts: Vec<_> = packets.iter().filter_map(read).collect();
+    let newest = parts.iter().map(|(head, _)| head.generation).max();
+    parts.retain(|(head, _)| Some(head.generation) == newest);
+    parts.sort_by_key(|(head, _)| head.number);
+    let whole = parts.iter().zip(1..).all(|((head, _), number)| head.number == number)
+        && parts.last().map_or(packets.is_empty(), |(head, _)| head.number == head.of);
+    let entries = whole.then(|| parts.into_iter().flat_map(|(_, entries)| entries).collect());
+    (newest.unwrap_or(0), entries)
 }
 
 fn store(manager: &UnixDatagram, name: &str, packets: &[OwnedFd]) -> io::Result<()> {

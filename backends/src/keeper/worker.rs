@@ -65,22 +65,21 @@ pub(super) struct Worker {
     upgrade: bool,
 }
 
-/// Descriptors to keep under a name; none: the name is not needed any more.
-pub(super) type Gift = (String, Vec<OwnedFd>);
+/// A descriptor to keep under a name; none: the name is not needed any more.
+pub(super) type Gift = (String, Option<OwnedFd>);
 
 impl Worker {
     /// Starts one, which finds `kept` on its channel; it has yet to say that it is ready.
     pub(super) fn spawn(
         program: &Program,
-        kept: &BTreeMap<String, Vec<OwnedFd>>,
+        kept: &BTreeMap<String, OwnedFd>,
         standing: Standing,
     ) -> io::Result<Worker> {
         let (channel, theirs) = Channel::pair()?;
         channel.send(&Note::Standing(standing), &[])?;
         channel.send(&Note::Log(log::level_number()), &[])?;
-        for (name, fds) in kept {
-            let fds: Vec<_> = fds.iter().map(OwnedFd::as_fd).collect();
-            channel.send(&Note::Kept(name.clone()), &fds)?;
+        for (name, fd) in kept {
+            channel.send(&Note::Kept(name.clone()), &[fd.as_fd()])?;
         }
         let (name, args) = program.args.split_first().ok_or(io::ErrorKind::InvalidInput)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.exe.as_raw_fd()));
@@ -158,8 +157,8 @@ impl Worker {
     fn note(&mut self) -> io::Result<Option<Note>> {
         let Some((note, fds)) = self.channel.try_recv()? else { return Ok(None) };
         match &note {
-            Note::Keep(name) => self.gifts.push((name.clone(), fds)),
-            Note::Drop(name) => self.gifts.push((name.clone(), Vec::new())),
+            Note::Keep(name) => self.gifts.push((name.clone(), fds.into_iter().next())),
+            Note::Drop(name) => self.gifts.push((name.clone(), None)),
             Note::Upgrade => self.upgrade = true,
             Note::Log(level) => log::follow(*level, fds.first()),
             _ => {}

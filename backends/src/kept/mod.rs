@@ -1,13 +1,15 @@
 //! A keeper as its worker sees it: the [`channel`] between them, and what outlives this process, descriptors that the
 //! keeper holds for the worker after this one.
 //!
-//! In: descriptors and a name. Out: what an earlier worker gave under that name, once. A daemon without a keeper keeps
-//! nothing, and finds nothing. What is kept is what would be noticed if it were closed: a listening socket and its
-//! client, the master of a pty. Promises: nothing here waits or fails; a keeper that does not listen keeps less.
+//! In: descriptors and a name. Out: what was opened before the daemon began ([`crate::opened`]), and what an earlier
+//! worker gave, under that name, once. What a worker gives is what would be noticed if it were closed: the client of a
+//! socket. A daemon without a keeper has what it opened, and keeps nothing. Promises: nothing here waits or fails; a
+//! keeper that does not listen keeps less.
 
 pub mod channel;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,12 +18,15 @@ use channel::{Channel, Note, Standing};
 
 use crate::log::{self, Class};
 
+/// Name of the socket that front-ends come by. Workers behind a keeper do not get it.
+pub const SOCKET: &str = "socket";
+
 /// A handle; all of a process are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
     keeper: Option<Arc<Channel>>,
-    /// What the worker before gave.
-    given: Arc<Mutex<BTreeMap<String, Vec<OwnedFd>>>>,
+    /// What was opened, and what workers before gave.
+    given: Arc<Mutex<BTreeMap<String, OwnedFd>>>,
     /// The keeper said that another worker goes on.
     leaving: Arc<AtomicBool>,
     standing: Option<Standing>,
@@ -30,17 +35,8 @@ pub struct Kept {
 impl Kept {
     /// What has arrived on the channel of a worker that begins.
     pub(crate) fn by(keeper: &Arc<Channel>) -> Kept {
-        let (mut given, mut standing) = (BTreeMap::new(), None);
-        while let Ok(Some((note, fds))) = keeper.try_recv() {
-            match note {
-                Note::Kept(name) => drop(given.insert(name, fds)),
-                Note::Log(level) => log::follow(level, None),
-                Note::Standing(ours) => standing = Some(ours),
-                _ => break,
-            }
-        }
-        let given = Arc::new(Mutex::new(given));
-        Kept { keeper: Some(Arc::clone(keeper)), given, leaving: Arc::default(), standing }
+        let (given, standing) = arrived(keeper);
+        Kept { keeper: Some(Arc::clone(keeper)), standing, ..Kept::of(given) }
     }
 
     /// Whose worker this is; `None`: nobody's, there is no keeper.
@@ -59,9 +55,22 @@ impl Kept {
         self.tell(&Note::Log(level), file.as_slice());
     }
 
-    /// What was kept under this name.
+    /// What a process has that is its own keeper.
+    pub(crate) fn of(given: BTreeMap<String, OwnedFd>) -> Kept {
+        Kept { given: Arc::new(Mutex::new(given)), ..Kept::default() }
+    }
+
+    /// What is there under this name, for whoever asks first.
     pub fn take(&self, name: &str) -> Option<OwnedFd> {
-        self.given.lock().unwrap_or_else(PoisonError::into_inner).remove(name)?.pop()
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).remove(name)
+    }
+
+    /// What the first process opened under this name.
+    ///
+    /// # Errors
+    /// It did not, or somebody took it before.
+    pub fn opened(&self, name: &str) -> io::Result<OwnedFd> {
+        self.take(name).ok_or_else(|| io::Error::other(format!("{name} is not open")))
     }
 
     /// Has a descriptor kept under this name, in place of an earlier one.
@@ -88,4 +97,18 @@ impl Kept {
             log::line!(warn, Class::KeeperDeaf, %error, ?note, "The keeper does not take it");
         }
     }
+}
+
+/// What has been sent to a process that begins.
+pub(crate) fn arrived(channel: &Channel) -> (BTreeMap<String, OwnedFd>, Option<Standing>) {
+    let (mut all, mut standing) = (BTreeMap::new(), None);
+    while let Ok(Some((note, fds))) = channel.try_recv() {
+        match note {
+            Note::Kept(name) => all.extend(fds.into_iter().next().map(|fd| (name, fd))),
+            Note::Log(level) => log::follow(level, None),
+            Note::Standing(ours) => standing = Some(ours),
+            _ => break,
+        }
+    }
+    (all, standing)
 }

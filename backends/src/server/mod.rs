@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_acceptconn;
 
 use crate::clock;
 use crate::cpus::CpuList;
@@ -78,6 +79,17 @@ pub enum Endpoint {
     Connected(UnixStream),
     /// A keeper holds the front-ends and hands on their messages; when it goes the worker ends.
     Kept(Arc<Channel>),
+}
+
+impl Endpoint {
+    /// A unix socket that listens, or is connected.
+    ///
+    /// # Errors
+    /// It is no socket.
+    pub fn of(socket: OwnedFd) -> Result<Endpoint, Errno> {
+        let listening = socket_acceptconn(&socket)?;
+        Ok(if listening { Endpoint::Listening(socket.into()) } else { Endpoint::Connected(socket.into()) })
+    }
 }
 
 /// How a server serves.

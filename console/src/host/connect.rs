@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use backends::device::Source;
 use backends::engine::Interest;
 use backends::kept::Kept;
 use backends::log::{self, Class};
+use backends::opened::Opened;
 use backends::options::{SocketError, check_peer};
 use backends::task::TaskIo;
 use rustix::io::Errno;
@@ -57,6 +59,20 @@ impl Connect {
     /// [`SocketError::Path`], which names `--connect`.
     pub fn check(path: &Path) -> Result<(), SocketError> {
         check_peer("--connect", path)
+    }
+
+    /// A path that can be connected to; if a keeper before was connected there, that stays.
+    ///
+    /// # Errors
+    /// As from [`Connect::check`].
+    pub fn prepare(path: &Path, opened: &mut Opened) -> Result<(), SocketError> {
+        Connect::check(path)?;
+        if let Some(peer) = opened.before(KEPT_PEER).map(UnixStream::from)
+            && peer.peer_addr().is_ok_and(|its| its.as_pathname() == Some(path))
+        {
+            opened.insert(KEPT_PEER, peer);
+        }
+        Ok(())
     }
 
     /// Connects to `path` as soon as its worker runs, unless the worker before was connected.

@@ -7,7 +7,7 @@
 //!
 //! The link is made beside its place and renamed, so that nobody sees it half made. One that is there already
 //! is taken for what a daemon that was killed left, and replaced. At the end it goes, if it is still ours.
-//! The master outlives the worker: readers keep their terminal, and the next worker has it from the keeper.
+//! The master outlives the worker: readers keep their terminal.
 
 use std::ffi::OsStr;
 use std::io;
@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use backends::device::Source;
 use backends::engine::Interest;
 use backends::kept::Kept;
+use backends::opened::Opened;
 use backends::options::check_directory;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{CWD, Mode, OFlags, fcntl_setfl, openat};
@@ -32,8 +33,9 @@ use super::{Call, Channel, HostIo, HostSide, Moved};
 const MASTER: Source = Source(0);
 const OPENED: Source = Source(1);
 const FIRST_FREE_FD: i32 = 3;
-/// Name under which the master is kept.
-const KEPT_MASTER: &str = "console.master";
+/// Names of the master, and of the watch on who opens the slave.
+const PREPARED_MASTER: &str = "console.master";
+const PREPARED_WATCH: &str = "console.opens";
 
 /// Why there is no pty.
 #[derive(Debug, Error)]
@@ -65,7 +67,6 @@ pub struct Pty {
     opened: OwnedFd,
     /// Somebody has the slave open.
     reader: bool,
-    _link: Link,
 }
 
 impl Pty {
@@ -78,18 +79,30 @@ impl Pty {
         check_directory(link).map_err(|cause| PtyError::Link { link: link.into(), cause })
     }
 
-    /// Opens a pseudo-terminal, or takes the one that is there already, and makes `link` point to its slave.
+    /// Opens a pseudo-terminal, or goes on with that of a keeper before, and makes `link` point to its slave. The link
+    /// is removed at the end.
     ///
     /// # Errors
     /// [`PtyError`]
-    pub fn open(link: &Path, kept: &Kept) -> Result<Pty, PtyError> {
-        let (master, slave) = kept_pair(kept)
-            .map_or_else(open_pair, Ok)
-            .map_err(|cause| PtyError::Open { link: link.into(), cause })?;
-        let opened = watch_opens(&slave).map_err(|cause| PtyError::Open { link: link.into(), cause })?;
-        kept.keep(KEPT_MASTER, master.as_fd());
-        let link = Link::make(link, slave, kept)?;
-        Ok(Pty { master: Channel::new(master, MASTER), opened, reader: false, _link: link })
+    pub fn prepare(link: &Path, opened: &mut Opened) -> Result<(), PtyError> {
+        let failed = |cause| PtyError::Open { link: link.into(), cause };
+        let before =
+            opened.before(PREPARED_MASTER).and_then(|master| Some((slave_path(&master).ok()?, master)));
+        let (slave, master) = before.map_or_else(open_pair, Ok).map_err(failed)?;
+        opened.insert(PREPARED_WATCH, watch_opens(&slave).map_err(failed)?);
+        opened.insert(PREPARED_MASTER, master);
+        make_link(link, &slave)?;
+        opened.remove_at_end(link);
+        Ok(())
+    }
+
+    /// The pseudo-terminal that was prepared.
+    ///
+    /// # Errors
+    /// None was.
+    pub fn open(kept: &Kept) -> io::Result<Pty> {
+        let (master, opened) = (kept.opened(PREPARED_MASTER)?, kept.opened(PREPARED_WATCH)?);
+        Ok(Pty { master: Channel::new(master, MASTER), opened, reader: false })
     }
 
     /// The master, to ask for the size that a reader gives its terminal.
@@ -132,20 +145,13 @@ impl HostSide for Pty {
     }
 }
 
-/// The master that a worker before this one opened, and the path of its slave.
-fn kept_pair(kept: &Kept) -> Option<(OwnedFd, PathBuf)> {
-    let master = kept.take(KEPT_MASTER)?;
-    let path = slave_path(&master).ok()?;
-    Some((master, path))
-}
-
 fn slave_path(master: &OwnedFd) -> io::Result<PathBuf> {
     let path = ptsname(master, Vec::new())?;
     Ok(PathBuf::from(OsStr::from_bytes(path.to_bytes())))
 }
 
-/// A non-blocking master, and the path of its slave, which is raw and closed.
-fn open_pair() -> io::Result<(OwnedFd, PathBuf)> {
+/// The path of a slave, which is raw and closed, and its non-blocking master.
+fn open_pair() -> io::Result<(PathBuf, OwnedFd)> {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
     grantpt(&master)?;
@@ -155,7 +161,7 @@ fn open_pair() -> io::Result<(OwnedFd, PathBuf)> {
     let mut modes = tcgetattr(&slave)?;
     modes.make_raw();
     tcsetattr(&slave, OptionalActions::Now, &modes)?;
-    Ok((master, path))
+    Ok((path, master))
 }
 
 fn watch_opens(slave: &Path) -> io::Result<OwnedFd> {
@@ -170,13 +176,6 @@ fn forget_events(watch: &OwnedFd) {
     while rustix::io::read(watch, &mut buffer).is_ok_and(|(events, _)| !events.is_empty()) {}
 }
 
-/// A symbolic link to the slave; removed when dropped, if it still points there.
-struct Link {
-    path: PathBuf,
-    target: PathBuf,
-    kept: Kept,
-}
-
 /// Nothing but a link may be replaced by ours.
 fn refuse_other(path: &Path) -> Result<(), PtyError> {
     if path.symlink_metadata().is_ok_and(|there| !there.is_symlink()) {
@@ -185,26 +184,15 @@ fn refuse_other(path: &Path) -> Result<(), PtyError> {
     Ok(())
 }
 
-impl Link {
-    fn make(path: &Path, target: PathBuf, kept: &Kept) -> Result<Link, PtyError> {
-        let failed = |cause| PtyError::Link { link: path.into(), cause };
-        refuse_other(path)?;
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}", std::process::id()));
-        std::os::unix::fs::symlink(&target, &beside).map_err(failed)?;
-        if let Err(cause) = std::fs::rename(&beside, path) {
-            let _ = std::fs::remove_file(&beside);
-            return Err(failed(cause));
-        }
-        Ok(Link { path: path.into(), target, kept: kept.clone() })
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        let ours = std::fs::read_link(&self.path).is_ok_and(|target| target == self.target);
-        if ours && !self.kept.goes_on() {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
+/// A symbolic link at `path`, in place of one that is there.
+fn make_link(path: &Path, target: &Path) -> Result<(), PtyError> {
+    let failed = |cause| PtyError::Link { link: path.into(), cause };
+    refuse_other(path)?;
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}", std::process::id()));
+    std::os::unix::fs::symlink(target, &beside).map_err(failed)?;
+    std::fs::rename(&beside, path).map_err(|cause| {
+        let _ = std::fs::remove_file(&beside);
+        failed(cause)
+    })
 }

@@ -6,7 +6,8 @@
 //!
 //! Descriptors are opened again where the kernel allows it, because O_NONBLOCK would otherwise be seen by
 //! every program that shares the terminal, after our end too. Where it does not (sockets), the flag is taken
-//! back at the end. Files block for a disk at most, and keep the position they share.
+//! back at the end. Files block for a disk at most, and keep the position they share. How the terminal was before it was
+//! made raw is in a file of the keeper's: a worker that was killed leaves it raw.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -14,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use backends::device::Source;
 use backends::engine::Interest;
 use backends::kept::Kept;
+use backends::opened::Opened;
 use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, openat};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
@@ -24,8 +26,12 @@ const INPUT: Source = Source(0);
 const OUTPUT: Source = Source(1);
 /// Descriptors below are the standard ones, also when a copy is made.
 const FIRST_FREE_FD: i32 = 3;
-/// Name under which a file with the terminal's modes is kept.
-const KEPT_MODES: &str = "console.modes";
+/// Names of what is prepared: the two streams, whichever of them has flags to be taken back, the terminal, and a file with
+/// its modes.
+const STREAMS: [&str; 2] = ["console.input", "console.output"];
+const FLAGS: [&str; 2] = ["console.input-flags", "console.output-flags"];
+const TERMINAL: &str = "console.terminal";
+const MODES: &str = "console.modes";
 
 /// Standard input and output.
 pub struct Stdio {
@@ -40,15 +46,32 @@ impl Stdio {
     ///
     /// # Errors
     /// They cannot be duplicated.
-    pub fn open(kept: &Kept) -> io::Result<Stdio> {
+    pub fn prepare(opened: &mut Opened) -> io::Result<()> {
         let (input, output) = (io::stdin(), io::stdout());
-        let (read, read_flags) = own(input.as_fd(), OFlags::RDONLY)?;
-        let (write, write_flags) = own(output.as_fd(), OFlags::WRONLY)?;
+        let streams = [(input.as_fd(), OFlags::RDONLY), (output.as_fd(), OFlags::WRONLY)];
+        for ((fd, access), (name, flags)) in streams.into_iter().zip(STREAMS.into_iter().zip(FLAGS)) {
+            let (own, shared) = own(fd, access)?;
+            opened.insert(name, own);
+            shared.into_iter().for_each(|shared| opened.insert(flags, shared));
+        }
+        match [input.as_fd(), output.as_fd()].into_iter().find(|fd| isatty(fd)) {
+            Some(terminal) => prepare_terminal(terminal, opened),
+            None => Ok(()),
+        }
+    }
+
+    /// What was prepared.
+    ///
+    /// # Errors
+    /// Nothing was.
+    pub fn open(kept: &Kept) -> io::Result<Stdio> {
+        let [input, output] = STREAMS.map(|name| kept.opened(name));
+        let flags = |name| kept.take(name).map(|fd| SharedFlags { fd, kept: kept.clone() });
         Ok(Stdio {
-            input: Channel::new(read, INPUT),
-            output: Channel::new(write, OUTPUT),
-            terminal: [input.as_fd(), output.as_fd()].into_iter().find_map(|fd| Terminal::new(fd, kept)),
-            _flags: [read_flags, write_flags],
+            input: Channel::new(input?, INPUT),
+            output: Channel::new(output?, OUTPUT),
+            terminal: Terminal::of(kept),
+            _flags: FLAGS.map(flags),
         })
     }
 
@@ -87,8 +110,19 @@ impl HostSide for Stdio {
     }
 }
 
-/// A descriptor of our own for what `fd` is open on, non-blocking where it can block.
-fn own(fd: BorrowedFd<'_>, access: OFlags) -> io::Result<(OwnedFd, Option<SharedFlags>)> {
+/// The terminal, and how it is; one that a keeper before had made raw goes on being what it was before that.
+fn prepare_terminal(terminal: BorrowedFd<'_>, opened: &mut Opened) -> io::Result<()> {
+    opened.insert(TERMINAL, fcntl_dupfd_cloexec(terminal, FIRST_FREE_FD)?);
+    opened.go_on(MODES);
+    if opened.get(MODES).is_none() {
+        opened.insert(MODES, modes::save(&tcgetattr(terminal)?)?);
+    }
+    Ok(())
+}
+
+/// A descriptor of our own for what `fd` is open on, non-blocking where it can block; the same again if that is to be
+/// taken back at the end.
+fn own(fd: BorrowedFd<'_>, access: OFlags) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
     if FileType::from_raw_mode(fstat(fd)?.st_mode) == FileType::RegularFile {
         return Ok((fcntl_dupfd_cloexec(fd, FIRST_FREE_FD)?, None));
     }
@@ -98,31 +132,29 @@ fn own(fd: BorrowedFd<'_>, access: OFlags) -> io::Result<(OwnedFd, Option<Shared
         return Ok((own, None));
     }
     let own = fcntl_dupfd_cloexec(fd, FIRST_FREE_FD)?;
-    let shared = SharedFlags::make_nonblocking(&own)?;
-    Ok((own, shared))
+    let before = fcntl_getfl(&own)?;
+    if before.contains(OFlags::NONBLOCK) {
+        // By another's wish, or because input and output share it.
+        return Ok((own, None));
+    }
+    fcntl_setfl(&own, before | OFlags::NONBLOCK)?;
+    let shared = own.try_clone()?;
+    Ok((own, Some(shared)))
 }
 
-/// A description that we share with other programs and made non-blocking; taken back when dropped.
+/// A description that we share with other programs and made non-blocking; taken back at the end of the daemon.
 struct SharedFlags {
     fd: OwnedFd,
-    before: OFlags,
-}
-
-impl SharedFlags {
-    /// `None`: it is non-blocking already, by another's wish or because input and output share it.
-    fn make_nonblocking(fd: &OwnedFd) -> io::Result<Option<SharedFlags>> {
-        let before = fcntl_getfl(fd)?;
-        if before.contains(OFlags::NONBLOCK) {
-            return Ok(None);
-        }
-        fcntl_setfl(fd, before | OFlags::NONBLOCK)?;
-        Ok(Some(SharedFlags { fd: fd.try_clone()?, before }))
-    }
+    kept: Kept,
 }
 
 impl Drop for SharedFlags {
     fn drop(&mut self) {
-        let _ = fcntl_setfl(&self.fd, self.before);
+        if !self.kept.goes_on()
+            && let Ok(now) = fcntl_getfl(&self.fd)
+        {
+            let _ = fcntl_setfl(&self.fd, now.difference(OFlags::NONBLOCK));
+        }
     }
 }
 
@@ -134,18 +166,11 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// A worker that was killed left it raw: how it was before that is in a file that was kept.
-    fn new(fd: BorrowedFd<'_>, kept: &Kept) -> Option<Terminal> {
-        let mut before = isatty(fd).then(|| tcgetattr(fd)).and_then(Result::ok)?;
-        match kept.take(KEPT_MODES) {
-            Some(file) => modes::load(&file, &mut before),
-            None => {
-                if let Ok(file) = modes::save(&before) {
-                    kept.keep(KEPT_MODES, file.as_fd());
-                }
-            }
-        }
-        Some(Terminal { fd: fcntl_dupfd_cloexec(fd, FIRST_FREE_FD).ok()?, before, kept: kept.clone() })
+    fn of(kept: &Kept) -> Option<Terminal> {
+        let fd = kept.take(TERMINAL)?;
+        let mut before = tcgetattr(&fd).ok()?;
+        modes::load(&kept.take(MODES)?, &mut before);
+        Some(Terminal { fd, before, kept: kept.clone() })
     }
 
     fn make_raw(&self) -> io::Result<()> {

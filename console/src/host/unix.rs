@@ -7,14 +7,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use backends::device::Source;
 use backends::engine::Interest;
 use backends::kept::Kept;
 use backends::log::{self, Class};
-use backends::options::{PathProblem, SocketError, check_listen, listen};
+use backends::opened::Opened;
+use backends::options::{SocketError, check_listen};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
@@ -24,8 +25,8 @@ use super::{Call, Channel, HostIo, HostSide, Moved};
 const LISTENER: Source = Source(0);
 /// The option that names it.
 const OPTION: &str = "--listen";
-/// Names under which the socket and its client are kept.
-const KEPT_LISTENER: &str = "console.listener";
+/// Names of the socket, and of its client, which is kept.
+const LISTENING: &str = "console.listener";
 const KEPT_CLIENT: &str = "console.client";
 
 /// The socket and whoever is connected to it.
@@ -48,28 +49,28 @@ impl Unix {
         check_listen(OPTION, path)
     }
 
-    /// Listens on `path`, or goes on listening there.
+    /// Listens on `path`, or goes on listening there; a client of it that a keeper before had stays, too.
     ///
     /// # Errors
     /// [`SocketError::Path`], which names `--listen`.
-    pub fn open(path: &Path, kept: &Kept) -> Result<Unix, SocketError> {
-        // Somebody may have taken its path away.
-        let before = kept.take(KEPT_LISTENER).filter(|_| path.exists()).map(UnixListener::from);
-        let listener = before.map_or_else(|| listen(OPTION, path), Ok)?;
-        listener.set_nonblocking(true).map_err(|cause| SocketError::Path {
-            option: OPTION,
-            path: path.into(),
-            problem: PathProblem::Bind(cause),
-        })?;
-        kept.keep(KEPT_LISTENER, listener.as_fd());
-        Ok(Unix {
-            listener,
-            path: path.into(),
-            client: None,
-            kept: kept.clone(),
-            left: Left::default(),
-            next: LISTENER.0,
-        })
+    pub fn prepare(path: &Path, opened: &mut Opened) -> Result<(), SocketError> {
+        opened.listen(OPTION, LISTENING, path)?;
+        if let Some(client) = opened.before(KEPT_CLIENT).map(UnixStream::from)
+            && client.local_addr().is_ok_and(|own| own.as_pathname() == Some(path))
+        {
+            opened.insert(KEPT_CLIENT, client);
+        }
+        Ok(())
+    }
+
+    /// Takes clients of the socket that was prepared.
+    ///
+    /// # Errors
+    /// It was not.
+    pub fn open(path: PathBuf, kept: &Kept) -> io::Result<Unix> {
+        let listener = UnixListener::from(kept.opened(LISTENING)?);
+        listener.set_nonblocking(true)?;
+        Ok(Unix { listener, path, client: None, kept: kept.clone(), left: Left::default(), next: LISTENER.0 })
     }
 
     /// Takes the next client, if nobody is connected and somebody waits.
@@ -153,13 +154,5 @@ impl HostSide for Unix {
 
     fn lost_input(&self) -> u64 {
         self.left.lost_input()
-    }
-}
-
-impl Drop for Unix {
-    fn drop(&mut self) {
-        if !self.kept.goes_on() {
-            let _ = std::fs::remove_file(&self.path);
-        }
     }
 }

@@ -35,11 +35,19 @@ pub fn await_that(happened: impl Fn() -> bool) {
     }
 }
 
-/// It was sent to a process that has not taken it (ShdPnd in proc(5) status).
-fn is_pending(pid: u32, signal: Signal) -> bool {
+/// A line of proc(5) status.
+fn status(pid: u32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
-    let bits = line.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    Some(status.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned())
+}
+
+fn is_stopped(pid: u32) -> bool {
+    status(pid, "State:").is_some_and(|state| state.starts_with('T'))
+}
+
+/// It was sent to a process that has not taken it.
+fn is_pending(pid: u32, signal: Signal) -> bool {
+    let bits = status(pid, "ShdPnd:").and_then(|bits| u64::from_str_radix(&bits, 16).ok());
     bits.is_some_and(|bits| bits & 1 << (signal.as_raw() - 1) != 0)
 }
 
@@ -211,15 +219,15 @@ fn k03_no_two_workers_ever_hold_one_image() {
 fn a_worker_that_cannot_start_again_is_tried_ever_more_seldom_until_it_can() {
     let mut machine = BLK.boot();
     let mut ring = machine.start_queue().unwrap();
-    let image = machine.daemon.dir().join("disk.img");
-    let away = image.with_extension("away");
-    fs::rename(&image, &away).unwrap();
+    let image = fs::File::options().write(true).open(machine.daemon.dir().join("disk.img")).unwrap();
+    let bytes = image.metadata().unwrap().len();
+    image.set_len(0).unwrap();
     let since = Instant::now();
     machine.daemon.kill_worker();
-    await_that(|| machine.daemon.stderr().matches("there is no such file").count() >= 10);
+    await_that(|| machine.daemon.stderr().matches("it is empty").count() >= 10);
     // Between ten tries 1, 2, 4 ... 256 ms.
     assert!(since.elapsed() >= Duration::from_millis(511), "{:?}", since.elapsed());
-    fs::rename(&away, &image).unwrap();
+    image.set_len(bytes).unwrap();
     machine.assert_serves(&mut ring);
     machine.frontend.sync().unwrap();
 }
@@ -285,6 +293,8 @@ fn k10_a_daemon_that_is_to_end_while_its_worker_is_ending_leaves_nothing_behind(
     let machine = RNG.boot();
     let worker = machine.daemon.worker_pid();
     signal(worker, Signal::STOP);
+    // SIGTERM would be taken first if both were waiting.
+    await_that(|| is_stopped(worker));
     signal(machine.daemon.pid(), Signal::HUP);
     await_that(|| is_pending(worker, Signal::TERM));
     machine.daemon.terminate();
