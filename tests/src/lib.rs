@@ -13,6 +13,7 @@
 //!  vmm, metal                   `outboard run` as a process, and the bare-metal guest it runs
 //!  kills                        a Linux guest that checks its I/O while what serves it is killed
 //!  liar                         a daemon whose answers are wrong
+//!  systemd                      a real one, in namespaces of its own
 //!  fuzz                         bodies of the fuzz targets
 //! ```
 //!
@@ -38,5 +39,6 @@ pub mod random;
 pub mod restart;
 pub mod resume;
 pub mod served;
+pub mod systemd;
 pub mod vmm;
 pub mod wait;

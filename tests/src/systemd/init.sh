@@ -1,0 +1,37 @@
+# Process 1 before it is systemd: sh init.sh DIR. What it will see is this host's files, with our programs in /usr/bin and
+# an /etc that can be written to; of all units only ours and the journal; and no device of the host.
+set -e
+mkdir "$1/etc"
+mount -t tmpfs tmpfs "$1/etc"
+mkdir "$1/etc/upper" "$1/etc/work"
+mount -t overlay overlay -o "lowerdir=$1/bin:/usr/bin" /usr/bin
+mount -t overlay overlay -o "lowerdir=/etc,upperdir=$1/etc/upper,workdir=$1/etc/work" /etc
+for dir in /run /var/lib /var/log; do mount -t tmpfs -o mode=755 tmpfs $dir; done
+
+mkdir /run/dev
+mount -t tmpfs -o mode=755 tmpfs /run/dev
+for node in null zero full random urandom tty; do
+    touch /run/dev/$node
+    mount --bind /dev/$node /run/dev/$node
+done
+mkdir /run/dev/pts /run/dev/shm
+mount -t devpts -o newinstance,ptmxmode=666 devpts /run/dev/pts
+ln -s pts/ptmx /run/dev/ptmx
+ln -s /proc/self/fd /run/dev/fd
+mount --move /run/dev /dev
+
+units=/run/systemd/system
+mkdir -p $units /run/log/journal
+cp "$1"/units/* $units
+cp /lib/systemd/system/systemd-journald.service /lib/systemd/system/systemd-journald*.socket $units
+rm -f $units/systemd-journald-audit.socket
+for target in sysinit basic sockets shutdown; do printf '[Unit]\nDefaultDependencies=no\n' >$units/$target.target; done
+echo 'Wants=systemd-journald.socket systemd-journald-dev-log.socket' >>$units/sysinit.target
+printf '[Journal]\nStorage=volatile\nReadKMsg=no\nAudit=no\n' >/etc/systemd/journald.conf
+
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# Settings of the kernel belong to everybody.
+mount --bind /proc/sys /proc/sys
+mount -o remount,bind,ro /proc/sys
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=outboard SYSTEMD_UNIT_PATH=$units NOTIFY_SOCKET="$1/ready" \
+    /lib/systemd/systemd --system --unit=basic.target --show-status=no --log-target=journal
