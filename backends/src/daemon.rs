@@ -19,12 +19,16 @@ use sd_notify::NotifyState;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
+use crate::clock;
 use crate::config::{self, ConfigError, Origin};
+use crate::control::Control;
+use crate::control::changes::Changes;
+use crate::control::daemon::{About, Daemon};
 use crate::device::Device;
 use crate::keeper::role::{self, become_keeper, is_worker};
 use crate::keeper::store;
 use crate::kept::channel::Channel;
-use crate::kept::{Kept, SOCKET};
+use crate::kept::{CONTROL, Kept, SOCKET};
 use crate::log::{self, LogError};
 use crate::opened::Opened;
 use crate::options::{Common, PathProblem, SocketError, Switch, one_line};
@@ -252,6 +256,7 @@ fn work<P: Program>(line: CommandLine<P>, keeper: Arc<Channel>) -> Result<(), Fa
 }
 
 fn serve<P: Program>(line: CommandLine<P>, kept: &Kept, endpoint: Endpoint) -> Result<(), Failure> {
+    let began_ms = clock::unix_ms();
     log::report_to(kept.clone());
     let device = line.own.open(kept)?;
     let end = readable_after(&[SIGTERM, SIGINT]).map_err(Failure::host)?;
@@ -265,6 +270,9 @@ fn serve<P: Program>(line: CommandLine<P>, kept: &Kept, endpoint: Endpoint) -> R
         require_sealed_memory: common.require_sealed_memory,
     };
     let mut server = Server::new(device, settings, kept).map_err(Failure::host)?;
+    let about = About { name: P::NAME, kind: P::TYPE, engine: common.engine, began_ms };
+    let mut control = control(about, kept, &server).map_err(Failure::host)?;
+    control.iter_mut().try_for_each(Control::start).map_err(Failure::host)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     log::settle();
     // Behind a keeper, that is who listens.
@@ -275,6 +283,14 @@ fn serve<P: Program>(line: CommandLine<P>, kept: &Kept, endpoint: Endpoint) -> R
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     report(&server);
     served.map_err(|cause: io::Error| Failure::host(format!("Cannot go on accepting front-ends: {cause}")))
+}
+
+/// What answers on the control socket, if there is one.
+fn control<D: Device>(about: About, kept: &Kept, server: &Server<D>) -> io::Result<Option<Control>> {
+    let Some(socket) = kept.take(CONTROL) else { return Ok(None) };
+    let changes = Changes::go_on(kept, server.device().as_ref())?;
+    let daemon = Daemon::new(about, kept.clone(), server, changes);
+    Control::new(socket.into(), Arc::new(daemon)).map(Some)
 }
 
 /// A socket that becomes readable with each of these signals.

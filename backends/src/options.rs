@@ -19,16 +19,19 @@ use rustix::net::sockopt::socket_acceptconn;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use thiserror::Error;
 
+use crate::control;
 use crate::cpus::CpuList;
 use crate::engine::EngineKind;
 use crate::keeper::store::is_ours as is_stored;
-use crate::kept::SOCKET;
 use crate::kept::channel::Channel;
+use crate::kept::{CONTROL, SOCKET};
 use crate::log;
 use crate::opened::Opened;
 
 /// Longest path of a unix socket (`sun_path` less its closing zero).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
+/// The option that names the control socket.
+const CONTROL_SOCKET: &str = "--control-socket";
 /// First descriptor that systemd passes (sd_listen_fds(3)).
 const FIRST_PASSED_FD: RawFd = 3;
 
@@ -42,6 +45,10 @@ pub struct Common {
     /// Use this open descriptor: a listening socket, or one that a front-end is connected to
     #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(3..))]
     pub fd: Option<RawFd>,
+
+    /// Answer `outboard ctl`, curl and Prometheus on this unix socket
+    #[arg(long, value_name = "PATH")]
+    pub control_socket: Option<PathBuf>,
 
     /// Take options from this TOML file too; its keys are their names, and the command line wins
     #[arg(long, value_name = "FILE")]
@@ -155,6 +162,7 @@ impl Common {
     /// # Errors
     /// [`SocketError`]
     pub fn check(&self) -> Result<(), SocketError> {
+        self.control_socket.as_ref().map_or(Ok(()), |path| check_listen(CONTROL_SOCKET, path))?;
         match (&self.socket_path, self.fd) {
             (Some(path), _) => check_listen("--socket-path", path),
             (None, Some(fd)) => from_fd(fd).map(drop),
@@ -162,17 +170,35 @@ impl Common {
         }
     }
 
-    /// Opens the socket that the options or systemd name.
+    /// Opens the sockets that the options or systemd name.
     ///
     /// # Errors
     /// [`SocketError`]
     pub(crate) fn prepare(&self, opened: &mut Opened) -> Result<(), SocketError> {
+        self.prepare_control(opened)?;
         let fd = match (&self.socket_path, self.fd) {
             (Some(path), _) => return opened.listen("--socket-path", SOCKET, path),
             (None, Some(fd)) => fd,
             (None, None) => activated()?.ok_or(SocketError::Missing)?,
         };
         opened.insert(SOCKET, from_fd(fd)?);
+        Ok(())
+    }
+
+    fn prepare_control(&self, opened: &mut Opened) -> Result<(), SocketError> {
+        let passed = passed()?.into_iter().find(|(_, name)| name == CONTROL);
+        match (&self.control_socket, passed) {
+            (None, None) => {}
+            (None, Some((fd, _))) => opened.insert(CONTROL, from_fd(fd)?),
+            (Some(path), None) => {
+                opened.listen_by(CONTROL, path, || control::listen(CONTROL_SOCKET, path))?;
+            }
+            (Some(_), Some(_)) => {
+                return Err(SocketError::Activation(format!(
+                    "a socket called {CONTROL} was passed, and {CONTROL_SOCKET} names another; leave out one of them"
+                )));
+            }
+        }
         Ok(())
     }
 }
@@ -280,11 +306,15 @@ fn from_fd(fd: RawFd) -> Result<OwnedFd, SocketError> {
     Ok(fd)
 }
 
-/// The descriptor that systemd calls `vhost-user`, or the only one it passed.
-fn activated() -> Result<Option<RawFd>, SocketError> {
+/// What systemd passed, but for what the keeper before had stored: that is taken by the next keeper.
+fn passed() -> Result<Vec<(RawFd, String)>, SocketError> {
     let passed = sd_notify::listen_fds_with_names().map_err(|e| SocketError::Activation(e.to_string()))?;
-    // A keeper's are taken by the next keeper.
-    let passed: Vec<(RawFd, String)> = passed.filter(|(_, name)| !is_stored(name)).collect();
+    Ok(passed.filter(|(_, name)| !is_stored(name)).collect())
+}
+
+/// The descriptor that systemd calls `vhost-user`, or the only one it passed beside that of the control socket.
+fn activated() -> Result<Option<RawFd>, SocketError> {
+    let passed: Vec<_> = passed()?.into_iter().filter(|(_, name)| name != CONTROL).collect();
     match passed.as_slice() {
         [] => Ok(None),
         [(fd, _)] => Ok(Some(*fd)),

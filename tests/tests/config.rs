@@ -13,9 +13,10 @@ use tests::machine::{BLK, RAM_BYTES};
 type Row = (&'static str, &'static str);
 
 /// Options of every daemon.
-const COMMON: [Row; 7] = [
+const COMMON: [Row; 8] = [
     ("socket-path", "'@/vhost.sock'"),
     ("fd", "3"),
+    ("control-socket", "'@/own.control'"),
     ("keeper", "'off'"),
     ("engine", "'epoll'"),
     ("cpus", "'0'"),

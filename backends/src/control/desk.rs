@@ -2,7 +2,7 @@
 //!
 //! In: a whole request and who sent it. Out: the service's answer, or why it is not asked: 404 no such path, 405 not
 //! with this method, 403 not for this user, 400 a descriptor where none belongs. Every change is told in the log with
-//! who made it; refusals, which anybody who connects can cause, one a second.
+//! who made it, since only root and the own user can; refusals, which anybody who connects can cause, one a second.
 
 use std::fmt::Display;
 use std::os::fd::OwnedFd;
@@ -55,10 +55,12 @@ impl Desk {
         }
         let allow: Vec<_> = routes().map(|route| route.method.name()).collect();
         if allow.is_empty() {
-            let paths: Vec<_> = self.service.routes().iter().map(|route| route.path).collect();
+            let mut paths: Vec<_> = self.service.routes().iter().map(|route| route.path).collect();
+            paths.dedup();
+            let paths = paths.join(", ");
             return Err(Answer::error(
                 404,
-                format_args!("There is no {}; ask for one of {paths:?}", head.path),
+                format_args!("There is no {}; ask for one of {paths}", head.path),
             ));
         }
         let allow = allow.join(", ");
@@ -85,21 +87,38 @@ impl Desk {
     }
 
     fn call(&self, call: Call) -> Answer {
-        let (Route { method, path, .. }, Peer { pid, uid, .. }) = (call.route, call.peer);
+        let (route, peer) = (call.route, call.peer);
         let answer = self.service.call(call);
-        if method.changes() {
-            let (method, status) = (method.name(), answer.status);
-            log::line!(
-                info,
-                Class::ControlChange,
-                peer_pid = pid,
-                peer_uid = uid,
-                method,
-                path,
-                status,
-                "Asked on the control socket"
-            );
+        if route.method.changes() {
+            tell_changed(route, peer, answer.status);
         }
         answer
+    }
+}
+
+/// Who changed something is always told; who tried to, one a second.
+fn tell_changed(Route { method, path, .. }: Route, Peer { pid, uid, .. }: Peer, status: u16) {
+    let (class, method) = (Class::ControlChange, method.name());
+    if status < 300 {
+        log::line!(
+            info,
+            class.once(),
+            peer_pid = pid,
+            peer_uid = uid,
+            method,
+            path,
+            "Changed over the control socket"
+        );
+    } else {
+        log::line!(
+            info,
+            class,
+            peer_pid = pid,
+            peer_uid = uid,
+            method,
+            path,
+            status,
+            "Nothing changed over the control socket"
+        );
     }
 }

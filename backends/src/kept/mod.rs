@@ -20,6 +20,8 @@ use crate::log::{self, Class};
 
 /// Name of the socket that front-ends come by. Workers behind a keeper do not get it.
 pub const SOCKET: &str = "socket";
+/// Name of the control socket, also as systemd is to call it.
+pub const CONTROL: &str = "control";
 
 /// A handle; all of a process are the same.
 #[derive(Clone, Debug, Default)]
