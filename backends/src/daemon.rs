@@ -129,17 +129,25 @@ impl From<ConfigError> for Failure {
 #[derive(Parser)]
 struct CommandLine<P: Program> {
     #[command(flatten)]
-    common: Common,
-    #[command(flatten)]
     own: P,
+    #[command(flatten)]
+    common: Common,
 }
+
+/// What `--help` says of every daemon after what it is.
+const SERVICE: &str = "\
+It listens on a unix socket for a front-end, that is a virtual machine monitor, and serves one after the other. It stays \
+in the foreground and ends cleanly on SIGTERM. The front-end's connection is held by a keeper, a small process that puts \
+another worker in the place of one that died, or takes a new executable up, without the guest noticing.";
 
 /// What `--help` says of every daemon after its examples.
 const FILE_AND_CODES: &str = "\
 Configuration file:
-  socket-path = \"/run/outboard/vm1/device.sock\"    # each key is the name of an option
-  keeper = \"off\"                                   # numbers, true and false stand without quotes
-  require-sealed-memory = true                     # a flag; --no-require-sealed-memory takes it back
+  # Each key is the name of an option. Numbers, true and false have no quotes.
+  socket-path = \"/run/outboard/vm1/device.sock\"
+  keeper = \"off\"
+  # What a flag says here, --no-FLAG takes back on the command line.
+  require-sealed-memory = true
 
 Exit codes:
   0  asked to end
@@ -154,6 +162,7 @@ pub fn command<P: Program>() -> clap::Command {
         .name(P::NAME)
         .version(env!("CARGO_PKG_VERSION"))
         .about(P::ABOUT)
+        .long_about(format!("{}\n\n{SERVICE}", P::ABOUT))
         .after_help(format!("{}\n\n{FILE_AND_CODES}", P::EXAMPLES))
 }
 

@@ -37,6 +37,7 @@ const FIRST_PASSED_FD: RawFd = 3;
 
 /// Options of every daemon.
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Options of every daemon")]
 pub struct Common {
     /// Listen on this unix socket for front-ends, one at a time
     #[arg(long, value_name = "PATH", conflicts_with = "fd")]
@@ -63,7 +64,7 @@ pub struct Common {
     pub print_capabilities: bool,
 
     /// Hold the front-end's connection in a process of its own, so that a worker that dies is replaced unnoticed
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    #[arg(long, value_enum, value_name = "on|off", default_value_t, hide_possible_values = true)]
     pub keeper: Switch,
 
     /// The channel to this worker's keeper

@@ -48,9 +48,11 @@ impl Program for Options {
     const TYPE: &'static str = "block";
     const ABOUT: &'static str = "vhost-user block device: a raw image as the disk of one virtual machine";
     const EXAMPLES: &'static str = "Examples:\n  \
-        outboard-blk --socket-path /run/outboard/vm1/disk.sock --image /srv/vm1.img --queues 4\n  \
-        outboard run ... --device blk,socket=/run/outboard/vm1/disk.sock\n  \
-        qemu-system-x86_64 ... -chardev socket,id=disk,path=/run/outboard/vm1/disk.sock \\\n      \
+        outboard-blk --socket-path /run/outboard/vm1/blk.sock \\\n      \
+        --image /srv/vm1.img --queues 4\n  \
+        outboard run ... --device blk,socket=/run/outboard/vm1/blk.sock\n  \
+        qemu-system-x86_64 ... \\\n      \
+        -chardev socket,id=disk,path=/run/outboard/vm1/blk.sock \\\n      \
         -device vhost-user-blk-pci,chardev=disk";
     const CAPABILITIES: &'static [&'static str] = &["read-only", "blk-file"];
 

@@ -43,10 +43,13 @@ impl Program for Options {
     const EXAMPLES: &'static str = "While somebody reads, nothing is lost: a slow reader holds the guest back. While nobody does, the guest goes on \
         and the last 64 KiB it wrote wait for the next reader.\n\n\
         Examples:\n  \
-        outboard-console --socket-path /run/outboard/vm1/console.sock --listen /run/outboard/vm1/hvc0.sock\n  \
-        socat -,raw,echo=0 UNIX-CONNECT:/run/outboard/vm1/hvc0.sock\n  \
-        outboard-console --socket-path /run/outboard/vm1/console.sock --connect /run/log.sock\n  \
-        outboard-console --socket-path /run/outboard/vm1/console.sock --pty /run/outboard/vm1/hvc0\n  \
+        outboard-console --socket-path /run/outboard/vm1/console.sock \\\n      \
+        --listen /run/outboard/vm1/hvc0.sock\n  \
+        socat -,raw,echo=0 UNIX-CONNECT:/run/outboard/vm1/hvc0.sock\n\n  \
+        outboard-console --socket-path /run/outboard/vm1/console.sock \\\n      \
+        --connect /run/log.sock\n\n  \
+        outboard-console --socket-path /run/outboard/vm1/console.sock \\\n      \
+        --pty /run/outboard/vm1/hvc0\n  \
         screen /run/outboard/vm1/hvc0";
 
     fn check(&self) -> Result<(), Failure> {

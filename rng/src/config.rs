@@ -27,9 +27,11 @@ impl Program for Options {
     const ABOUT: &'static str = "vhost-user entropy device: random bytes for one virtual machine";
     const EXAMPLES: &'static str = "Examples:\n  \
         outboard-rng --socket-path /run/outboard/vm1/rng.sock\n  \
-        outboard-rng --socket-path /run/outboard/vm1/rng.sock --limit bytes=1M,ops=1000,burst_ms=20\n  \
+        outboard-rng --socket-path /run/outboard/vm1/rng.sock \\\n      \
+        --limit bytes=1M,ops=1000,burst_ms=20\n  \
         outboard run ... --device rng,socket=/run/outboard/vm1/rng.sock\n  \
-        qemu-system-x86_64 ... -chardev socket,id=rng,path=/run/outboard/vm1/rng.sock \\\n      \
+        qemu-system-x86_64 ... \\\n      \
+        -chardev socket,id=rng,path=/run/outboard/vm1/rng.sock \\\n      \
         -device vhost-user-rng-pci,chardev=rng";
 
     fn open(self, _: &Kept) -> Result<Rng, Failure> {

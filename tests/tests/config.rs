@@ -13,7 +13,7 @@ use tests::machine::{BLK, RAM_BYTES};
 type Row = (&'static str, &'static str);
 
 /// Options of every daemon.
-const COMMON: [Row; 8] = [
+const COMMON: &[Row] = &[
     ("socket-path", "'@/vhost.sock'"),
     ("fd", "3"),
     ("control-socket", "'@/own.control'"),
@@ -21,7 +21,9 @@ const COMMON: [Row; 8] = [
     ("engine", "'epoll'"),
     ("cpus", "'0'"),
     ("require-sealed-memory", "true"),
+    ("log-format", "'json'"),
     ("log-level", "'WARN'"),
+    ("log-file", "'@/log'"),
 ];
 
 /// A daemon, its clap definitions, its own options, and a line that it cannot do without.
@@ -62,7 +64,7 @@ const DAEMONS: [Daemon; 3] = [
 
 impl Daemon {
     fn rows(&self) -> Vec<Row> {
-        [&COMMON[..], self.own].concat()
+        [self.own, COMMON].concat()
     }
 
     /// About to be started with this file, in a directory with a disk.
@@ -148,7 +150,7 @@ fn mistakes_are_told_with_file_line_and_cure() {
     for daemon in DAEMONS {
         for (text, words) in [
             ("\n\nsockt-path = 'x'", ["line 3: unknown key `sockt-path`", "did you mean `socket-path`?"]),
-            ("colour = 'red'", ["line 1: unknown key `colour`", "the keys are socket-path, fd, "]),
+            ("colour = 'red'", ["line 1: unknown key `colour`", ", socket-path, fd, "]),
             ("engine = 'steam'", ["line 1: engine = 'steam'", "io-uring"]),
             ("fd = 3\nsocket-path = 'x'", ["line 2: socket-path", "leave one of them out"]),
             ("fd = 3\nfd = 4", ["line 2: ", "duplicate key"]),

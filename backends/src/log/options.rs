@@ -30,7 +30,7 @@ pub struct LogOptions {
     pub log_format: Option<Format>,
 
     /// Log what matters this much: error, warn, info, debug, trace
-    #[arg(long, value_name = "LEVEL", default_value_t = Level::INFO)]
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: Level,
 
     /// Log to the end of this file instead of standard error

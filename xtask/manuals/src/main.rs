@@ -100,6 +100,19 @@ mod tests {
         );
     }
 
+    /// A command that a terminal of 80 columns tears apart cannot be copied from it.
+    #[test]
+    fn what_help_shows_as_it_is_fits_a_terminal() {
+        for program in programs() {
+            for (name, command) in tree(program.get_name(), &program) {
+                let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                for line in text.lines().filter(|line| line.starts_with(' ')) {
+                    assert!(line.len() <= 80, "{name}: {line}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn completions_know_options_and_their_values() {
         let dir = tempfile::tempdir().unwrap();

@@ -29,17 +29,21 @@ fn write_tree(command: Command, dir: &Path) -> io::Result<()> {
 
 fn write(command: Command, dir: &Path) -> io::Result<()> {
     let extra = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let described = command.get_long_about().is_some();
     let subcommands = command.get_subcommands().any(|command| !command.is_hide_set());
     let usage = command.clone().render_usage().to_string();
     let man = Man::new(command).manual("Outboard");
     let mut page = Vec::new();
     man.render_title(&mut page)?;
-    // Options with long values would tear a line that is adjusted on both sides apart.
-    writeln!(page, ".ad l")?;
+    // Options with long values would tear a line that is adjusted on both sides apart; a hyphen would be typed along.
+    writeln!(page, ".ad l\n.nh")?;
     man.render_name_section(&mut page)?;
     let synopsis = escaped(usage.trim_start_matches("Usage:").trim_start());
     writeln!(page, ".SH \"SYNOPSIS\"\n{synopsis}")?;
-    man.render_description_section(&mut page)?;
+    // Without more words it would say the name's over again.
+    if described {
+        man.render_description_section(&mut page)?;
+    }
     man.render_options_section(&mut page)?;
     if subcommands {
         man.render_subcommands_section(&mut page)?;
