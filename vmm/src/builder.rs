@@ -11,9 +11,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use backends::options::check_listen;
 use kvm_ioctls::Kvm;
 use tracing::debug;
 
+use crate::api::{self, Api, ApiSocket, remote};
 use crate::boot::linux::BootFiles;
 use crate::boot::{Entry, acpi};
 use crate::bus::Bus;
@@ -39,6 +41,9 @@ pub fn start(plan: Plan, start: Instant) -> Result<Machine, Error> {
 /// Looks at the files that the machine would be built from, and at nothing else of the host.
 pub fn check(plan: &Plan) -> Result<(), Error> {
     BootFiles::open(&plan.kernel, plan.initrd.as_deref(), &plan.cmdline)?;
+    if let Some(path) = &plan.api_socket {
+        check_listen(api::OPTION, path)?;
+    }
     Ok(())
 }
 
@@ -129,11 +134,13 @@ impl Attached {
             .collect::<Result<Vec<_>, _>>()?;
         vm.show_ram()?;
         let Opened { plan, files, timings } = opened;
-        let (serial, timings) = outputs(&plan, timings)?;
+        let (serial, timings, socket) = outputs(&plan, timings)?;
         if let Some(serial) = &serial {
             let line = vm.fd().register_irqfd(serial.irq().for_kvm(), layout::COM1_GSI);
             line.map_err(kvm::call("KVM_IRQFD"))?;
         }
+        let (remote, orders) = remote::pair().map_err(system("make an eventfd"))?;
+        let api = Api::new(&plan, &devices, &timings, remote);
         let parts = Parts {
             reboots: plan.on_reset == OnReset::Reboot,
             files,
@@ -147,14 +154,19 @@ impl Attached {
             timings,
         };
         kvm::vcpu::install_kick_handler().map_err(system("install a signal handler"))?;
-        Machine::start(parts, vcpus, entry)
+        let api = socket.map(|socket| socket.serve(api)).transpose()?;
+        Machine::start(parts, vcpus, entry, (orders, api))
     }
 }
 
-/// Opens what is written, the serial line and the timings, and none of it if one cannot be had.
-fn outputs(plan: &Plan, timings: Timings) -> Result<(Option<Arc<SerialPort>>, Arc<Timings>), Error> {
+/// What the machine speaks through.
+type Outputs = (Option<Arc<SerialPort>>, Arc<Timings>, Option<ApiSocket>);
+
+/// Opens the API's socket, the serial line and the timings, and none of it if one cannot be had.
+fn outputs(plan: &Plan, timings: Timings) -> Result<Outputs, Error> {
     let open = |option, path| OutputFile::open(option, path);
     let timings_file = plan.timings.as_deref().map(|path| open("--timings", path)).transpose()?;
+    let api = plan.api_socket.as_deref().map(ApiSocket::listen).transpose()?;
     let serial = match &plan.serial {
         SerialMode::Off => None,
         SerialMode::Stdio => Some(SerialPort::stdio()),
@@ -162,5 +174,5 @@ fn outputs(plan: &Plan, timings: Timings) -> Result<(Option<Arc<SerialPort>>, Ar
     };
     let serial = serial.transpose().map_err(system("open the serial line"))?;
     let timings = timings.settled(timings_file.map(OutputFile::keep).transpose()?);
-    Ok((serial.map(Arc::new), Arc::new(timings)))
+    Ok((serial.map(Arc::new), Arc::new(timings), api))
 }

@@ -52,6 +52,9 @@ pub struct RunOptions {
     /// The serial line (COM1): stdio, off, or file=PATH [default: stdio]
     #[arg(long, value_name = "WHERE")]
     serial: Option<String>,
+    /// Listen on this unix socket for `outboard ctl` and other tools (HTTP and JSON)
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::FilePath)]
+    api_socket: Option<PathBuf>,
     /// When the guest resets: reboot it, or exit [default: reboot]
     #[arg(long, value_name = "ACTION")]
     on_reset: Option<OnReset>,
@@ -147,6 +150,8 @@ pub struct Plan {
     pub devices: Vec<DeviceSpec>,
     /// Where COM1 leads.
     pub serial: SerialMode,
+    /// Where the API listens.
+    pub api_socket: Option<PathBuf>,
     /// What a reset leads to.
     pub on_reset: OnReset,
     /// Where events are written.
@@ -185,6 +190,7 @@ impl RunOptions {
             cpus,
             devices: parse_devices(&self.device)?,
             serial: parse_serial(self.serial.as_deref())?,
+            api_socket: self.api_socket,
             on_reset: self.on_reset.unwrap_or_default(),
             timings: self.timings,
         })

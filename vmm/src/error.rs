@@ -51,6 +51,9 @@ pub enum Error {
     /// KVM that cannot be had, or refuses.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// A socket that an option names cannot be made.
+    #[error(transparent)]
+    Socket(#[from] backends::options::SocketError),
     /// A file that an option names cannot be created.
     #[error("{option} {path}: {cause}", path = path.display())]
     OutputFile {
@@ -102,7 +105,7 @@ impl Error {
             | Error::File(_)
             | Error::Config(_)
             | Error::OutputFile { .. } => EXIT_OPTION,
-            Error::Boot(_) => EXIT_OPTION,
+            Error::Boot(_) | Error::Socket(_) => EXIT_OPTION,
             Error::Memory(MemoryError::Host { .. }) | Error::Kvm(_) | Error::CheckFailed(_) => EXIT_HOST,
             Error::Memory(_) => EXIT_OPTION,
             Error::Device(_) | Error::Pci(_) => EXIT_DEVICE,

@@ -3,6 +3,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod api;
 pub mod boot;
 pub mod builder;
 pub mod bus;

@@ -6,7 +6,8 @@
 //!
 //! It waits for nothing else, so that a signal is always heard: what vCPU threads have locked it tries and tries
 //! again when it is told ([`crate::contended`]), and a reboot, in which daemons may take long to come to rest,
-//! has a thread of its own ([`PowerCycle`]). SIGUSR1 pauses the guest and SIGUSR2 lets it go on; a guest that was paused
+//! has a thread of its own ([`PowerCycle`]). SIGUSR1 pauses the guest and SIGUSR2 lets it go on, as the API does
+//! ([`crate::api`]); a guest that was paused
 //! during its reboot stands before its first instruction then.
 
 use std::io::{self, Read};
@@ -20,6 +21,8 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use tracing::info;
 
+use crate::api::ApiServer;
+use crate::api::remote::{Order, Orders, Standing};
 use crate::boot::Entry;
 use crate::boot::linux::BootFiles;
 use crate::bus::Bus;
@@ -40,6 +43,7 @@ const TOKEN_STDIN: u64 = 2;
 const TOKEN_DRAINED: u64 = 3;
 const TOKEN_PAUSE: u64 = 4;
 const TOKEN_RESUME: u64 = 5;
+const TOKEN_ORDER: u64 = 6;
 /// Events taken at one wake-up.
 const EVENTS: usize = 16;
 
@@ -145,6 +149,8 @@ pub struct Machine {
     signals: UnixStream,
     pause: UnixStream,
     resume: UnixStream,
+    orders: Orders,
+    _api: Option<ApiServer>,
     input: Option<Input>,
     listening: bool,
     epoll: OwnedFd,
@@ -157,8 +163,13 @@ enum Next {
 }
 
 impl Machine {
-    /// Starts the vCPUs, the boot CPU at `entry`.
-    pub fn start(parts: Parts, vcpus: Vec<Vcpu>, entry: Entry) -> Result<Machine, Error> {
+    /// Starts the vCPUs, the boot CPU at `entry`. The API answers as long as the machine lives.
+    pub fn start(
+        parts: Parts,
+        vcpus: Vec<Vcpu>,
+        entry: Entry,
+        (orders, api): (Orders, Option<ApiServer>),
+    ) -> Result<Machine, Error> {
         let (outbox, events, wake) = Outbox::new().map_err(system("make an eventfd"))?;
         let [signals, pause, resume] = [&[SIGTERM, SIGINT, SIGHUP, SIGQUIT][..], &[SIGUSR1], &[SIGUSR2]]
             .map(|signals| signal_stream(signals).map_err(system("install signal handlers")));
@@ -176,6 +187,8 @@ impl Machine {
             signals: signals?,
             pause: pause?,
             resume: resume?,
+            orders,
+            _api: api,
             input,
             listening: false,
             epoll,
@@ -217,8 +230,15 @@ impl Machine {
                 info!("asked to end by a signal");
                 return Ok(Next::End);
             }
-            TOKEN_PAUSE => self.pause()?,
-            TOKEN_RESUME => self.resume()?,
+            TOKEN_PAUSE => {
+                drain(&self.pause);
+                self.pause()?;
+            }
+            TOKEN_RESUME => {
+                drain(&self.resume);
+                self.resume()?;
+            }
+            TOKEN_ORDER => self.on_order()?,
             TOKEN_STDIN => return self.on_stdin(Input::read_into),
             TOKEN_DRAINED => return self.on_drained(),
             _ => {}
@@ -259,30 +279,54 @@ impl Machine {
         let threads = std::mem::take(&mut self.vcpus);
         let reboot = PowerCycle::begin(Arc::clone(&self.parts), threads, Arc::clone(&self.wake));
         self.reboot = Some(reboot.map_err(system("start a thread"))?);
+        self.tell_standing();
         Ok(())
     }
 
     fn power_on(&mut self, (vcpus, entry): PoweredOn) -> Result<(), Error> {
         self.reboot = None;
+        self.tell_standing();
         // What the others said while they were being stopped belongs to the machine that is gone.
         while self.events.try_recv().is_ok() {}
         self.run_vcpus(vcpus, entry)
     }
 
+    /// Does what the API was asked for.
+    fn on_order(&mut self) -> Result<(), Error> {
+        self.orders.wake().take();
+        while let Some((order, done)) = self.orders.next() {
+            match order {
+                Order::Pause => self.pause()?,
+                Order::Resume => self.resume()?,
+            }
+            done.tell();
+        }
+        Ok(())
+    }
+
+    /// Tells the API how the machine stands now.
+    fn tell_standing(&self) {
+        self.orders.stand(match (&self.reboot, &self.paused) {
+            (Some(_), _) => Standing::Rebooting,
+            (None, Some(_)) => Standing::Paused,
+            (None, None) => Standing::Running,
+        });
+    }
+
     /// Stops the vCPUs where they are. Devices, their daemons and this loop go on.
     fn pause(&mut self) -> Result<(), Error> {
-        drain(&self.pause);
         if self.paused.is_none() {
             let threads = std::mem::take(&mut self.vcpus);
             self.paused = Some(self.parts.stop(threads).ok_or(Error::VcpuLost)?);
+            self.tell_standing();
             info!("the guest is paused; SIGUSR2 lets it go on");
         }
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), Error> {
-        drain(&self.resume);
         let Some(vcpus) = self.paused.take() else { return Ok(()) };
+        self.tell_standing();
         info!("the guest goes on");
         self.spawn(vcpus)
     }
@@ -355,6 +399,7 @@ impl Machine {
         watch(&self.epoll, self.signals.as_fd(), TOKEN_SIGNAL, EventFlags::IN)?;
         watch(&self.epoll, self.pause.as_fd(), TOKEN_PAUSE, EventFlags::IN)?;
         watch(&self.epoll, self.resume.as_fd(), TOKEN_RESUME, EventFlags::IN)?;
+        watch(&self.epoll, self.orders.wake().as_fd(), TOKEN_ORDER, EventFlags::IN)?;
         if let Some(serial) = &self.parts.serial {
             watch(&self.epoll, serial.drained().as_fd(), TOKEN_DRAINED, EventFlags::IN)?;
         }

@@ -95,9 +95,24 @@ impl Timings {
         self
     }
 
+    /// When the clock was started: with the process.
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
     /// A vCPU came back from `KVM_RUN`.
     pub fn kvm_exit(&self) {
         self.kvm_exits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was.
+    pub fn kvm_exits(&self) -> u64 {
+        self.kvm_exits.load(Ordering::Relaxed)
+    }
+
+    /// How often the main loop woke up.
+    pub fn epoll_returns(&self) -> u64 {
+        self.epoll_returns.load(Ordering::Relaxed)
     }
 
     /// The main loop woke up.
@@ -123,8 +138,8 @@ impl Timings {
             event,
             us: u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX),
             value,
-            kvm_exits: self.kvm_exits.load(Ordering::Relaxed),
-            epoll_returns: self.epoll_returns.load(Ordering::Relaxed),
+            kvm_exits: self.kvm_exits(),
+            epoll_returns: self.epoll_returns(),
         };
         let Ok(mut text) = serde_json::to_vec(&line) else { return };
         text.push(b'\n');

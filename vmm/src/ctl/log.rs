@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use backends::control::Method;
 use serde_json::{Value, json};
 
-use super::answer::{DaemonState, Log};
+use super::answer::Log;
 use super::error::CtlError;
 use super::socket::Target;
 use super::{Ctl, Fields};
@@ -21,34 +21,26 @@ const MODE: u32 = 0o640;
 /// Changes what the options ask for, and shows how it is then.
 pub fn run(ctl: &Ctl<'_>, level: Option<String>, reopen: Option<Option<PathBuf>>) -> Result<(), CtlError> {
     let mut target = ctl.connect()?;
+    let state = ctl.daemon(&mut target, "log")?;
     if let Some(file) = reopen {
-        pass_file(&mut target, file)?;
+        let file = file.or_else(|| state.log.file.map(PathBuf::from));
+        pass_file(&mut target, &file.ok_or(CtlError::NoLogFile)?)?;
     }
     if let Some(level) = level {
         target.change(Method::Put, "/log", Some(&json!({"level": level})), None)?;
     }
     let state: Value = target.read("/state")?;
-    ctl.say(state.get("log").unwrap_or(&Value::Null), || screen(&log_of(&state)))
+    ctl.say(&state["log"], || screen(&serde_json::from_value(state["log"].clone()).unwrap_or_default()))
 }
 
-/// Opens the file, or the one that the log has, and hands it over.
-fn pass_file(target: &mut Target, file: Option<PathBuf>) -> Result<(), CtlError> {
-    let path = match file {
-        Some(path) => path,
-        None => target.read::<DaemonState>("/state")?.log.file.ok_or(CtlError::NoLogFile)?.into(),
-    };
-    let file = open(&path).map_err(|cause| CtlError::LogFile { path: path.clone(), cause })?;
-    let path = std::path::absolute(&path).unwrap_or(path);
-    let body = json!({"file": path.display().to_string()});
-    target.change(Method::Post, "/log/reopen", Some(&body), Some(file.as_fd())).map(drop)
+/// Opens the file and hands it over.
+fn pass_file(target: &mut Target, path: &Path) -> Result<(), CtlError> {
+    let file = open(path).map_err(|cause| CtlError::LogFile { path: path.to_owned(), cause })?;
+    target.change(Method::Post, "/log/reopen", None, Some(file.as_fd())).map(drop)
 }
 
 fn open(path: &Path) -> std::io::Result<File> {
     File::options().append(true).create(true).mode(MODE).open(path)
-}
-
-fn log_of(state: &Value) -> Log {
-    state.get("log").and_then(|log| serde_json::from_value(log.clone()).ok()).unwrap_or_default()
 }
 
 fn screen(log: &Log) -> String {

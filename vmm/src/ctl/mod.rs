@@ -36,10 +36,15 @@ use serde_json::Value;
 pub use self::error::CtlError;
 pub use self::options::{CtlOptions, EXAMPLES};
 
+use self::answer::{DaemonState, State};
 use self::options::CtlCommand;
 use self::rates::Sample;
 use self::screen::Fields;
 use self::socket::{PATIENCE, Target, resolve};
+
+/// Whom commands are for.
+const DAEMON: &str = "a daemon of a device";
+const MACHINE: &str = "a machine (outboard run --api-socket)";
 
 /// Does what the options say.
 ///
@@ -60,13 +65,13 @@ pub fn run(options: CtlOptions) -> Result<(), CtlError> {
         CtlCommand::State { watch } => ctl.look("/state", watch.watch, state::screen),
         CtlCommand::Metrics { watch } => ctl.metrics(watch.watch),
         CtlCommand::Device { watch } => {
-            ctl.look("/device", watch.watch, settings_screen).map_err(for_daemons("device"))
+            ctl.look("/device", watch.watch, settings_screen).map_err(for_whom("device", DAEMON))
         }
-        CtlCommand::Set { settings } => ctl.set(&settings).map_err(for_daemons("set")),
-        CtlCommand::Log { level, reopen } => log::run(&ctl, level, reopen).map_err(for_daemons("log")),
-        CtlCommand::Upgrade => upgrade::run(&ctl).map_err(for_daemons("upgrade")),
-        CtlCommand::Pause => ctl.post("/pause", "paused").map_err(for_machines("pause")),
-        CtlCommand::Resume => ctl.post("/resume", "running").map_err(for_machines("resume")),
+        CtlCommand::Set { settings } => ctl.set(&settings).map_err(for_whom("set", DAEMON)),
+        CtlCommand::Log { level, reopen } => log::run(&ctl, level, reopen).map_err(for_whom("log", DAEMON)),
+        CtlCommand::Upgrade => upgrade::run(&ctl).map_err(for_whom("upgrade", DAEMON)),
+        CtlCommand::Pause => ctl.post("/pause").map_err(for_whom("pause", MACHINE)),
+        CtlCommand::Resume => ctl.post("/resume").map_err(for_whom("resume", MACHINE)),
     }
 }
 
@@ -79,6 +84,16 @@ struct Ctl<'a> {
 impl Ctl<'_> {
     fn connect(&self) -> Result<Target, CtlError> {
         Target::connect(self.socket, PATIENCE)
+    }
+
+    /// The state of a daemon, which is asked for that command.
+    fn daemon(&self, target: &mut Target, command: &'static str) -> Result<DaemonState, CtlError> {
+        match target.read("/state")? {
+            State::Daemon(state) => Ok(*state),
+            State::Machine(_) => {
+                Err(CtlError::WrongProgram { socket: self.socket.to_owned(), command, whom: DAEMON })
+            }
+        }
     }
 
     /// Shows what `GET path` answers.
@@ -113,10 +128,12 @@ impl Ctl<'_> {
         self.say(&after, || settings::screen(&after, None))
     }
 
-    fn post(&self, path: &str, done: &str) -> Result<(), CtlError> {
+    /// Orders something of a machine, and shows how it stands then.
+    fn post(&self, path: &str) -> Result<(), CtlError> {
         let mut target = self.connect()?;
         let body = target.change(Method::Post, path, None, None)?;
-        self.say(&target.understand(&body)?, || format!("{done}\n"))
+        let answer: Value = target.understand(&body)?;
+        self.say(&answer, || format!("{}\n", settings::readable("state", &answer["state"])))
     }
 
     /// An answer as it came, or in words.
@@ -141,16 +158,8 @@ fn as_json(value: &Value, pause: Option<Duration>) -> String {
     if pause.is_some() { format!("{value}\n") } else { format!("{value:#}\n") }
 }
 
-fn for_daemons(command: &'static str) -> impl Fn(CtlError) -> CtlError {
-    misplaced(command, "a daemon of a device")
-}
-
-fn for_machines(command: &'static str) -> impl Fn(CtlError) -> CtlError {
-    misplaced(command, "a machine (outboard run --api-socket)")
-}
-
 /// What is not found was asked of somebody else.
-fn misplaced(command: &'static str, whom: &'static str) -> impl Fn(CtlError) -> CtlError {
+fn for_whom(command: &'static str, whom: &'static str) -> impl Fn(CtlError) -> CtlError {
     move |error| match error {
         CtlError::Refused { status: 404, socket, .. } => CtlError::WrongProgram { socket, command, whom },
         error => error,

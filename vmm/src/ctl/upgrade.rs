@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub fn run(ctl: &Ctl<'_>) -> Result<(), CtlError> {
     let start = Instant::now();
     let mut target = Target::connect(ctl.socket, PATIENCE)?;
-    let old = worker(&target.read("/state")?);
+    let old = ctl.daemon(&mut target, "upgrade")?.daemon.worker_pid;
     target.change(Method::Post, "/upgrade", None, None)?;
     target.wait_closed()?;
     let new = next_worker(ctl, old, start + PATIENCE)?;
