@@ -318,7 +318,7 @@ impl Frontend {
     /// # Errors
     /// Refused or connection lost.
     pub fn set_config(&mut self, offset: u32, data: &[u8]) -> Result<()> {
-        self.tell(Request::SetConfig { offset, data: data.to_vec() }, &[])
+        self.tell(Request::SetConfig { offset, data: data.to_vec().into() }, &[])
     }
 
     /// Sends a request that is not answered by a value; waits for the ack where REPLY_ACK was negotiated.

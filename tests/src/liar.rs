@@ -152,7 +152,7 @@ impl Session {
             Lie::Version => header.flags = 6,
             Lie::Short => drop(frame.payload.pop()),
             Lie::Long => frame.payload.extend([0; 8]),
-            Lie::Value(value) => frame.payload = with_value(frame.payload, value),
+            Lie::Value(value) => frame.payload.0 = with_value(frame.payload.0, value),
             Lie::Descriptor => {
                 frame.fds.push(OwnedFd::from(self.raw.try_clone().map_err(TransportError::Socket)?))
             }

@@ -61,8 +61,6 @@ classes! {
     RingRefused = "ring-refused" by FrontEnd,
     /// A worker thread ended, or does not end; another takes its place.
     WorkerThread = "worker-thread" by FrontEnd,
-    /// io_uring is not to be had, and epoll is used.
-    EngineFallback = "engine-fallback" by FrontEnd,
     /// Device state was not carried over to another daemon.
     StateLost = "state-lost" by FrontEnd,
     /// Requests of an earlier worker are served again.

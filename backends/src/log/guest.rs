@@ -13,6 +13,12 @@ impl<T: AsRef<[u8]>> fmt::Debug for GuestData<T> {
     }
 }
 
+impl<T> From<T> for GuestData<T> {
+    fn from(data: T) -> GuestData<T> {
+        GuestData(data)
+    }
+}
+
 impl<T> Deref for GuestData<T> {
     type Target = T;
     fn deref(&self) -> &T {

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
 use thiserror::Error;
 use tracing::Level;
 
@@ -81,7 +82,8 @@ impl LogOptions {
     pub fn check(&self) -> Result<(), LogError> {
         self.choose()?;
         let Some(path) = &self.log_file else { return Ok(()) };
-        let access = match path.symlink_metadata() {
+        let access = match path.metadata() {
+            Ok(file) if file.is_dir() => Err(Errno::ISDIR.into()),
             Ok(_) => accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).map_err(io::Error::from),
             Err(_) => check_directory(path),
         };

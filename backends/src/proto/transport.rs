@@ -28,6 +28,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use thiserror::Error;
 
 use super::wire::{HEADER_BYTES, Header, MAX_PAYLOAD_BYTES};
+use crate::log::GuestData;
 use crate::passing;
 
 /// Most descriptors of one message. Four times what any message carries, so that a message with a few too many is
@@ -71,7 +72,7 @@ pub struct Frame {
     /// Header as it came.
     pub header: Header,
     /// Payload, `header.size` bytes.
-    pub payload: Vec<u8>,
+    pub payload: GuestData<Vec<u8>>,
     /// Descriptors that came with any of its bytes, in order.
     pub fds: Vec<OwnedFd>,
 }
@@ -223,7 +224,7 @@ impl Partial {
         let whole = std::mem::take(self);
         let header = whole.header().unwrap_or(Header { request: 0, flags: 0, size: 0 });
         let payload = whole.bytes.get(HEADER_BYTES..).unwrap_or_default().to_vec();
-        Frame { header, payload, fds: whole.fds }
+        Frame { header, payload: payload.into(), fds: whole.fds }
     }
 }
 

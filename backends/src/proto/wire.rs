@@ -21,6 +21,8 @@
 
 use thiserror::Error;
 
+use crate::log::GuestData;
+
 pub use super::code::{BackendCode, Code, MAX_CONFIG_BYTES, MAX_TABLE_REGIONS, ProtocolFeatures, Rule};
 
 /// Bytes of a message header: request, flags, size.
@@ -205,7 +207,7 @@ pub enum Request {
     GetQueueNum,
     SetVringEnable { index: u32, enable: u32 },
     GetConfig { offset: u32, size: u32 },
-    SetConfig { offset: u32, data: Vec<u8> },
+    SetConfig { offset: u32, data: GuestData<Vec<u8>> },
     GetInflightFd(Inflight),
     SetInflightFd(Inflight),
     GetMaxMemSlots,
@@ -488,7 +490,7 @@ impl<'a> Fields<'a> {
             }
             Code::SetConfig => {
                 let (offset, size, _flags) = (self.u32()?, self.u32()?, self.u32()?);
-                Request::SetConfig { offset, data: self.bytes(usize::try_from(size).ok()?)?.to_vec() }
+                Request::SetConfig { offset, data: self.bytes(usize::try_from(size).ok()?)?.to_vec().into() }
             }
             Code::GetInflightFd => Request::GetInflightFd(self.inflight()?),
             Code::SetInflightFd => Request::SetInflightFd(self.inflight()?),

@@ -47,7 +47,7 @@ fn request() -> impl Strategy<Value = (Request, usize)> {
         }),
         (any::<u32>(), 0u32..256).prop_map(|(offset, size)| (Request::GetConfig { offset, size }, 0)),
         (any::<u32>(), prop::collection::vec(any::<u8>(), 0..256))
-            .prop_map(|(offset, data)| (Request::SetConfig { offset, data }, 0)),
+            .prop_map(|(offset, data)| (Request::SetConfig { offset, data: data.into() }, 0)),
         region().prop_map(|r| (Request::AddMemReg(r), 1)),
         region().prop_map(|r| (Request::RemMemReg(r), 0)),
         any::<(u64, u64)>()

@@ -496,7 +496,7 @@ fn f15_messages_of_features_that_were_not_negotiated_are_refused() {
     for request in [
         Request::GetQueueNum,
         Request::GetConfig { offset: 0, size: 4 },
-        Request::SetConfig { offset: 0, data: vec![0] },
+        Request::SetConfig { offset: 0, data: vec![0].into() },
         Request::GetMaxMemSlots,
         Request::AddMemReg(region(0, 4096, 0, 0)),
         Request::RemMemReg(region(0, 4096, 0, 0)),
@@ -530,10 +530,13 @@ fn f16_configuration_is_read_and_written_within_its_bounds() {
     assert_eq!(read(2, 4), [3, 4, 0, 0], "what a front-end asks for beyond the device reads as zero");
     assert!(read(5, 1).is_empty());
     assert!(read(u32::MAX, 256).is_empty());
-    t.say(Request::SetConfig { offset: 1, data: vec![9, 8] }).unwrap();
+    t.say(Request::SetConfig { offset: 1, data: vec![9, 8].into() }).unwrap();
     assert_eq!(t.host.config, [1, 9, 8, 4]);
     for (offset, data) in [(3, vec![0, 0]), (4, vec![0]), (u32::MAX, vec![0])] {
-        assert!(matches!(t.say(Request::SetConfig { offset, data }), Err(Refusal::Config { .. })));
+        assert!(matches!(
+            t.say(Request::SetConfig { offset, data: data.into() }),
+            Err(Refusal::Config { .. })
+        ));
     }
 }
 

@@ -83,7 +83,7 @@ fn requests() -> Vec<Request> {
         Request::GetQueueNum,
         Request::SetVringEnable { index: 0, enable: 0 },
         Request::GetConfig { offset: 0, size: 8 },
-        Request::SetConfig { offset: 0, data: vec![0] },
+        Request::SetConfig { offset: 0, data: vec![0].into() },
         Request::GetMaxMemSlots,
         Request::AddMemReg(region),
         Request::RemMemReg(region),

@@ -326,7 +326,7 @@ fn script<'a>(
         (Request::SetFeatures(features), vec![]),
         (Request::SetBackendReqFd, vec![channel]),
         (Request::GetConfig { offset: 0, size: 8 }, vec![]),
-        (Request::SetConfig { offset: 0, data: vec![0; 8] }, vec![]),
+        (Request::SetConfig { offset: 0, data: vec![0; 8].into() }, vec![]),
         (Request::GetMaxMemSlots, vec![]),
         (Request::AddMemReg(region.table), vec![region.fd()]),
         (Request::RemMemReg(region.table), vec![]),

@@ -654,7 +654,7 @@ fn a_write_to_configuration_space_goes_to_the_daemon_and_into_the_copy() {
         eventually("the daemon has heard", || rig.device.agreement.is_at_rest());
     };
     write(32, &[0xee]);
-    assert_eq!(rig.daemon.requests(), [Request::SetConfig { offset: 32, data: vec![0xee] }]);
+    assert_eq!(rig.daemon.requests(), [Request::SetConfig { offset: 32, data: vec![0xee].into() }]);
     assert_eq!(read(32), 0xee);
     switch.store(true, Ordering::Relaxed);
     write(32, &[0x11]);
@@ -677,7 +677,7 @@ fn a_daemon_that_comes_back_is_told_what_was_written_to_configuration_space() {
     rig.wait_returned(1);
     let written: Vec<_> =
         daemon.requests().into_iter().filter(|request| request.code() == Code::SetConfig).collect();
-    assert_eq!(written, [Request::SetConfig { offset: 32, data: vec![0] }]);
+    assert_eq!(written, [Request::SetConfig { offset: 32, data: vec![0].into() }]);
 }
 
 #[test]

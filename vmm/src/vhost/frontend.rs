@@ -246,7 +246,7 @@ impl Frontend {
         if !self.protocol.contains(ProtocolFeatures::CONFIG) {
             return Ok(false);
         }
-        self.tell(&Request::SetConfig { offset, data: data.to_vec() }, &[], deadline)?;
+        self.tell(&Request::SetConfig { offset, data: data.to_vec().into() }, &[], deadline)?;
         Ok(true)
     }
 

@@ -1,0 +1,47 @@
+//! Logs as their readers see them: text, JSON, the journal, a file; and what must not stop a daemon or stand in them.
+
+mod classes;
+mod documented;
+mod files;
+mod formats;
+mod guest_data;
+mod journal;
+mod stuck;
+
+use std::time::Instant;
+
+use serde_json::Value;
+use tests::guest::ring::Ring;
+use tests::machine::{BLK, CONSOLE, Device, Machine, QUEUE_SIZE, RNG};
+use tests::wait;
+
+/// The daemons.
+const DAEMONS: [Device; 3] = [RNG, BLK, CONSOLE];
+
+/// Each line as the object that it must be.
+fn objects(log: &str) -> Vec<Value> {
+    let object = |line: &str| match serde_json::from_str(line) {
+        Ok(Value::Object(object)) => Value::Object(object),
+        other => panic!("{line:?} is no object: {other:?}"),
+    };
+    log.lines().map(object).collect()
+}
+
+/// Waits until something is so.
+#[track_caller]
+fn await_that(mut so: impl FnMut() -> bool) {
+    let until = wait::deadline();
+    while !so() {
+        assert!(Instant::now() < until, "it does not come to be so");
+        std::thread::yield_now();
+    }
+}
+
+/// The guest breaks the ring of its request queue.
+fn break_ring(machine: &mut Machine) -> Ring {
+    let ring = machine.start_queue().unwrap();
+    ring.raw().set_avail_idx(QUEUE_SIZE + 1);
+    ring.kick();
+    assert!(ring.wait_broken());
+    ring
+}
