@@ -272,7 +272,7 @@ impl Machine {
     }
 
     fn begin_reboot(&mut self) -> Result<(), Error> {
-        log::line!(info, Class::GuestReset, "the guest resets");
+        log::line!(debug, Class::GuestReset, "the guest resets");
         // It asked before it was paused: the reboot stops its vCPUs itself, and it is paused after that.
         let was_paused = self.paused.take().map(|vcpus| self.spawn(vcpus)).transpose()?;
         self.paused = was_paused.map(|()| Vec::new());

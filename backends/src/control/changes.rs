@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::device::Device;
 use crate::kept::Kept;
 use crate::kept::channel::Standing;
+use crate::log::{self, Class};
 
 use super::change::Change;
 
@@ -39,7 +40,7 @@ impl Changes {
         if let Some(settings) = &settings
             && let Err(error) = device.change(&Change::new(settings))
         {
-            tracing::warn!(%error, "What was changed on the control socket is not taken up");
+            log::line!(warn, Class::ControlChange.once(), %error, "What was changed on the control socket is not taken up");
         }
         let file = match before {
             Some(file) if settings.is_some() => file,
@@ -58,7 +59,11 @@ impl Changes {
         let mut line = json!({ "keeper": stamp(*standing), "settings": settings }).to_string();
         line.push('\n');
         if line.len() > MAX_BYTES || rustix::io::pwrite(file, line.as_bytes(), 0) != Ok(line.len()) {
-            tracing::warn!("A change holds for this worker only: it cannot be kept for the next one");
+            log::line!(
+                warn,
+                Class::ControlChange,
+                "A change holds for this worker only: it cannot be kept for the next one"
+            );
         }
     }
 }
