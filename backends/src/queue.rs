@@ -41,7 +41,7 @@ use crate::memory::Memory;
 use crate::notify::Signal;
 use crate::order::Order;
 use crate::ring::{Ring, RingError, Take, Taken};
-use crate::stats::{Count, Moments};
+use crate::stats::{Count, Moments, QueueStats};
 use request::Flight;
 pub use request::Request;
 pub use setup::{QueueSetup, WriteLog};
@@ -184,6 +184,11 @@ impl Queue {
             woken: false,
             unarmed: false,
         }
+    }
+
+    /// Where it counts.
+    pub fn stats(&self) -> &QueueStats {
+        &self.setup.stats
     }
 
     /// Number in the device.
@@ -432,7 +437,7 @@ impl Queue {
     }
 
     /// Begins a turn: a fresh budget, and no notifications while we look anyway.
-    pub(crate) fn begin_turn(&mut self) {
+    pub fn begin_turn(&mut self) {
         (self.budget, self.budget_bytes) = (TURN_BUDGET, TURN_BYTES);
         self.clock.forget();
         if self.broken.is_none() {
@@ -442,7 +447,7 @@ impl Queue {
 
     /// Ends a turn. `true`: another one is due, because this one used up its budget. A handler that did not drain
     /// the ring wants no notification.
-    pub(crate) fn end_turn(&mut self, drained: bool) -> bool {
+    pub fn end_turn(&mut self, drained: bool) -> bool {
         let open = self.broken.is_none() && drained && !self.saturated;
         self.unarmed = open && self.budget > 0;
         self.setup.stats.set_in_flight(self.in_flight);
