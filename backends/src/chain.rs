@@ -117,8 +117,13 @@ impl Chain {
     #[inline]
     pub fn begin<'a>(&'a mut self, memory: &'a Memory, limits: Limits) -> Loading<'a> {
         self.clear();
-        let Limits { descriptors: left, bytes, indirect, log } = limits;
-        Loading { chain: self, memory, left, bytes, indirect, log, writable: false }
+        let Limits { descriptors: left, bytes, .. } = limits;
+        Loading { chain: self, memory, limits, left, bytes, writable: false }
+    }
+
+    #[cold]
+    fn log(&mut self, descriptor: Descriptor) {
+        self.logged.push((descriptor.addr, descriptor.len));
     }
 
     /// Where it may have been written to, if that was to be remembered.
@@ -137,9 +142,12 @@ impl Chain {
     }
 
     /// Gives back room for more than `segments` buffers.
+    #[inline]
     pub fn shrink(&mut self, segments: usize) {
-        self.segments.shrink_to(segments);
-        self.logged.shrink_to(segments);
+        if self.segments.capacity().max(self.logged.capacity()) > segments {
+            self.segments.shrink_to(segments);
+            self.logged.shrink_to(segments);
+        }
     }
 
     /// What the device may read and has not consumed.
@@ -177,10 +185,9 @@ pub enum Links {
 pub struct Loading<'a> {
     chain: &'a mut Chain,
     memory: &'a Memory,
+    limits: Limits,
     left: u16,
     bytes: u64,
-    indirect: bool,
-    log: bool,
     /// A writable buffer has come.
     writable: bool,
 }
@@ -190,11 +197,11 @@ impl Loading<'_> {
     ///
     /// # Errors
     /// [`Malformed`]
-    #[inline]
+    #[inline(always)]
     pub fn add(&mut self, descriptor: Descriptor, links: Links) -> Result<(), Malformed> {
         if descriptor.has(Descriptor::INDIRECT) {
             // §2.7.5.3.1, §2.8.7: a descriptor is never both INDIRECT and NEXT; WRITE is ignored.
-            if !self.indirect || descriptor.has(Descriptor::NEXT) {
+            if !self.limits.indirect || descriptor.has(Descriptor::NEXT) {
                 return Err(Malformed::Indirect);
             }
             return self.table(descriptor, links);
@@ -224,7 +231,7 @@ impl Loading<'_> {
     }
 
     /// Appends one buffer.
-    #[inline]
+    #[inline(always)]
     fn buffer(&mut self, descriptor: Descriptor) -> Result<(), Malformed> {
         self.left = self.left.checked_sub(1).ok_or(Malformed::TooLong)?;
         self.bytes = self.bytes.checked_sub(u64::from(descriptor.len)).ok_or(Malformed::TooManyBytes)?;
@@ -236,14 +243,23 @@ impl Loading<'_> {
             }
             _ => {}
         }
-        if self.log && self.writable {
-            self.chain.logged.push((descriptor.addr, descriptor.len));
+        if self.limits.log && self.writable {
+            self.chain.log(descriptor);
         }
+        match self.memory.translate_one(descriptor.addr, descriptor.len) {
+            Some(segment) if descriptor.len > 0 => self.chain.segments.push(segment),
+            _ => self.pieces(descriptor)?,
+        }
+        Ok(())
+    }
+
+    /// A buffer of many regions, of none, or empty. It becomes as many segments as it has regions: some hundred, if a
+    /// front-end wants that.
+    #[inline(never)]
+    fn pieces(&mut self, descriptor: Descriptor) -> Result<(), Malformed> {
         if !self.memory.translate(descriptor.addr, descriptor.len, &mut self.chain.segments) {
             return Err(Malformed::Outside);
         }
-        self.chain.bytes = self.chain.bytes.saturating_add(u64::from(descriptor.len));
-        // A buffer becomes as many segments as it has regions: some hundred, if a front-end wants that.
         if self.chain.segments.len() > MAX_CHAIN_SEGMENTS { Err(Malformed::TooLong) } else { Ok(()) }
     }
 
@@ -261,6 +277,7 @@ impl Loading<'_> {
             chain.first_writable = chain.segments.len();
         }
         chain.split = chain.first_writable;
+        chain.bytes = self.limits.bytes.saturating_sub(self.bytes);
         Ok(())
     }
 }

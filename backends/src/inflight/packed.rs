@@ -206,13 +206,12 @@ pub(crate) struct Marks {
 struct Held {
     first: u16,
     last: u16,
-    slots: u16,
 }
 
-/// A chain that is being read from the ring: its entries so far, and the free one after them.
+/// A chain that is being read from the ring: its last entry so far, and the free one after that.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Taking {
-    held: Held,
+    last: u16,
     after: u16,
 }
 
@@ -239,8 +238,7 @@ impl Marks {
             marks.link_all();
         }
         for Saved { entry: first, last, replay, .. } in &state.chains {
-            let Taken { id, slots } = replay.taken;
-            marks.hold(id, Held { first: *first, last: *last, slots });
+            marks.hold(replay.taken.id, Held { first: *first, last: *last });
         }
         marks
     }
@@ -271,31 +269,30 @@ impl Marks {
     /// A chain is about to be read from the ring.
     #[inline]
     pub(crate) fn begin(&self) -> Taking {
-        Taking { held: Held { first: self.free, last: self.free, slots: 0 }, after: self.free }
+        Taking { last: self.free, after: self.free }
     }
 
     /// Copies the chain's next descriptor. `None`: no entry is free, so the driver made more available than the ring has.
     // By value: what changes with each descriptor stays in registers.
     #[inline]
-    pub(crate) fn record(&self, taking: Taking, descriptor: Descriptor) -> Option<Taking> {
-        let at = taking.after;
-        let after = *self.next.get(usize::from(at))?;
-        let Descriptor { addr, len, flags, next: id } = descriptor;
-        let word = u64::from(id) | u64::from(flags) << 16 | u64::from(len) << 32;
-        self.part.put_words(entry(at).wrapping_add(DESCRIPTOR), [word, addr]);
-        let Held { first, slots, .. } = taking.held;
-        Some(Taking { held: Held { first, last: at, slots: slots.wrapping_add(1) }, after })
+    pub(crate) fn record(&self, taking: Taking, [addr, rest]: [u64; 2]) -> Option<Taking> {
+        let last = taking.after;
+        let after = *self.next.get(usize::from(last))?;
+        // The ring has length, id, flags; the region id, flags, length.
+        self.part.put_words(entry(last).wrapping_add(DESCRIPTOR), [rest.rotate_left(32), addr]);
+        Some(Taking { last, after })
     }
 
     /// The chain was read to its end: its entries are filled. They stay on the free list until it is marked.
-    #[inline]
-    pub(crate) fn end(&mut self, id: u16, taking: Taking) {
-        let Held { first, last, slots } = taking.held;
+    #[inline(always)]
+    pub(crate) fn end(&mut self, id: u16, slots: u16, taking: Taking) {
+        let Taking { last, after } = taking;
+        let first = self.free;
         let next = self.next.get(usize::from(first)).copied().unwrap_or(0);
         let word = 1 | u64::from(next) << 16 | u64::from(last) << 32 | u64::from(slots) << 48;
         self.part.put_words(entry(first), [word, self.counter]);
-        self.hold(id, taking.held);
-        self.after = taking.after;
+        self.hold(id, Held { first, last });
+        self.after = after;
     }
 
     /// Marks the chain that was read: one store takes its entries off the free list.

@@ -83,12 +83,43 @@ pub enum MemoryError {
 pub struct Memory {
     /// Sorted by guest address.
     regions: Vec<Arc<Region>>,
+    /// The same as the data path looks at it: side by side, without a pointer to follow.
+    spans: Vec<Span>,
 }
+
+/// A region's guest addresses, and where they are here.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: u64,
+    bytes: u64,
+    host: *mut u8,
+}
+
+impl Span {
+    /// `len` bytes at `offset`, which the region has.
+    #[inline]
+    fn segment(&self, offset: u64, len: u64) -> Option<Segment> {
+        let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
+        Some(Segment(libc::iovec { iov_base: self.host.wrapping_add(offset).cast(), iov_len: len }))
+    }
+}
+
+// SAFETY: an address of a mapping, which may be used from any thread (see `Mapping`).
+unsafe impl Send for Span {}
+// SAFETY: as above.
+unsafe impl Sync for Span {}
 
 #[derive(Debug)]
 struct Region {
     table: MemoryRegion,
     mapping: Mapping,
+}
+
+impl Region {
+    fn span(&self) -> Option<Span> {
+        let MemoryRegion { guest_addr: start, size_bytes: bytes, .. } = self.table;
+        Some(Span { start, bytes, host: self.mapping.segment(0, bytes)?.as_ptr() })
+    }
 }
 
 impl Memory {
@@ -116,7 +147,12 @@ impl Memory {
         let mut regions = self.regions.clone();
         let at = regions.partition_point(|other| other.table.guest_addr < table.guest_addr);
         regions.insert(at, Arc::new(Region { table, mapping }));
-        Ok(Memory { regions })
+        Ok(Memory::of(regions))
+    }
+
+    fn of(regions: Vec<Arc<Region>>) -> Memory {
+        let spans = regions.iter().filter_map(|region| region.span()).collect();
+        Memory { regions, spans }
     }
 
     /// This memory less one region, named by its addresses and size.
@@ -133,7 +169,7 @@ impl Memory {
         if regions.len() == self.regions.len() {
             Err(MemoryError::Unknown(table))
         } else {
-            Ok(Memory { regions })
+            Ok(Memory::of(regions))
         }
     }
 
@@ -163,11 +199,12 @@ impl Memory {
         let before = out.len();
         let (mut addr, mut left) = (addr, u64::from(len));
         while left > 0 {
-            let Some((segment, took)) = self.piece(addr, left) else {
+            let Some(segment) = self.piece(addr, left) else {
                 out.truncate(before);
                 return false;
             };
             out.push(segment);
+            let took = segment.len() as u64;
             left = left.saturating_sub(took);
             // Within a region whose end was checked not to wrap; past it the next look-up decides.
             addr = addr.wrapping_add(took);
@@ -178,19 +215,27 @@ impl Memory {
     /// The host's view of a guest range that lies in one region.
     #[inline]
     pub fn translate_one(&self, addr: u64, len: u32) -> Option<Segment> {
-        self.piece(addr, u64::from(len))
-            .filter(|(_, took)| *took == u64::from(len))
-            .map(|(segment, _)| segment)
+        let (span, offset) = self.span(addr)?;
+        let len = u64::from(len);
+        if offset.checked_add(len)? > span.bytes {
+            return None;
+        }
+        span.segment(offset, len)
     }
 
     /// The front of guest range `addr..addr+len`, up to the end of its region.
-    fn piece(&self, addr: u64, len: u64) -> Option<(Segment, u64)> {
-        let after = self.regions.partition_point(|region| region.table.guest_addr <= addr);
-        let region = self.regions.get(after.checked_sub(1)?)?;
-        let offset = addr.checked_sub(region.table.guest_addr)?;
-        let room = region.table.size_bytes.checked_sub(offset).filter(|room| *room > 0)?;
-        let len = len.min(room);
-        Some((region.mapping.segment(offset, len)?, len))
+    fn piece(&self, addr: u64, len: u64) -> Option<Segment> {
+        let (span, offset) = self.span(addr)?;
+        let room = span.bytes.checked_sub(offset).filter(|room| *room > 0)?;
+        span.segment(offset, len.min(room))
+    }
+
+    /// The last region that begins at or before an address, and how far after that it is.
+    #[inline]
+    fn span(&self, addr: u64) -> Option<(&Span, u64)> {
+        let after = self.spans.partition_point(|span| span.start <= addr);
+        let span = self.spans.get(after.wrapping_sub(1))?;
+        Some((span, addr.wrapping_sub(span.start)))
     }
 
     /// The guest-physical address of a front-end address, if it is in memory.
@@ -362,16 +407,26 @@ impl Segment {
     }
 
     /// Copies to `to`, as many bytes as both have; the number is returned. Each byte is fetched once.
+    // Not by the lesser of both lengths: where that of `to` is known it is a load or two, and no call.
+    #[inline]
     pub fn copy_to(&self, to: &mut [u8]) -> usize {
-        let count = self.len().min(to.len());
+        let count = to.len();
+        if self.len() < count {
+            return to.get_mut(..self.len()).map_or(0, |to| self.copy_to(to));
+        }
         // SAFETY: both sides have `count` bytes, and a Rust slice is never guest memory.
         unsafe { std::ptr::copy_nonoverlapping(self.as_ptr(), to.as_mut_ptr(), count) };
         count
     }
 
     /// Copies from `from`, as many bytes as both have; the number is returned.
+    // As in `copy_to`.
+    #[inline]
     pub fn copy_from(&self, from: &[u8]) -> usize {
-        let count = self.len().min(from.len());
+        let count = from.len();
+        if self.len() < count {
+            return from.get(..self.len()).map_or(0, |from| self.copy_from(from));
+        }
         // SAFETY: as in `copy_to`.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.as_ptr(), count) };
         count

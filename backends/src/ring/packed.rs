@@ -174,25 +174,28 @@ impl PackedRing {
         let mut outcome = Ok(());
         let mut slots = 0u16;
         loop {
-            let descriptor = self.entry(self.avail)?;
+            let words = self.entries.read_words(self.place(self.avail)).ok_or(RingError::Memory)?;
+            let descriptor = Descriptor::from_words(words).as_packed();
             // The first was seen to be available; a chain that runs into what is not never ends well.
             if slots > 0 && !self.flags_available(descriptor.flags, self.avail) {
                 return Err(RingError::Chain);
             }
             if let Some(marks) = &marks {
-                taking = marks.record(taking, descriptor).ok_or(RingError::Chain)?;
+                taking = marks.record(taking, words).ok_or(RingError::Chain)?;
             }
             self.avail.advance(1, self.size);
             slots = slots.wrapping_add(1);
             // Malformed or not, the id in the last entry must be found to give the chain back.
-            outcome = outcome.and_then(|()| add(&mut loading, slots, descriptor));
+            if outcome.is_ok() {
+                outcome = add(&mut loading, slots, descriptor);
+            }
             if !descriptor.has(Descriptor::NEXT) {
                 let id = descriptor.next;
                 if id >= self.size {
                     return Err(RingError::Head(id));
                 }
                 if let Some(marks) = marks {
-                    marks.end(id, taking);
+                    marks.end(id, slots, taking);
                 }
                 return Ok(Some((Taken { id, slots }, outcome.and_then(|()| loading.end()))));
             }
@@ -200,13 +203,6 @@ impl PackedRing {
                 return Err(RingError::Chain);
             }
         }
-    }
-
-    /// Entry at a cursor, its id in `next`.
-    #[inline]
-    fn entry(&self, at: Cursor) -> Result<Descriptor, RingError> {
-        let words = self.entries.read_words(self.place(at)).ok_or(RingError::Memory)?;
-        Ok(Descriptor::from_words(words).as_packed())
     }
 
     #[inline]
@@ -219,7 +215,7 @@ impl PackedRing {
 
     #[inline]
     fn flags_available(&self, flags: u16, at: Cursor) -> bool {
-        (flags & AVAIL != 0) == at.wrap && (flags & USED != 0) != at.wrap
+        flags & (AVAIL | USED) == if at.wrap { AVAIL } else { USED }
     }
 
     /// Fills the next used entry. The driver sees it after [`PackedRing::publish`].
@@ -309,7 +305,7 @@ impl PackedRing {
 }
 
 /// Takes the descriptor that makes a chain `slots` long. §2.8.8: an indirect one stands alone.
-#[inline]
+#[inline(always)]
 fn add(loading: &mut Loading<'_>, slots: u16, descriptor: Descriptor) -> Result<(), Malformed> {
     if slots > 1 && descriptor.has(Descriptor::INDIRECT) {
         return Err(Malformed::Indirect);
