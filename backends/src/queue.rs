@@ -28,10 +28,10 @@
 mod request;
 mod restart;
 mod setup;
+mod timing;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
 
 use crate::chain::{Limits, Malformed};
 use crate::failpoint;
@@ -41,10 +41,11 @@ use crate::memory::Memory;
 use crate::notify::Signal;
 use crate::order::Order;
 use crate::ring::{Ring, RingError, Take, Taken};
-use crate::stats::{Count, Moments, QueueStats};
+use crate::stats::{Batch, Count, QueueStats};
 use request::Flight;
 pub use request::Request;
 pub use setup::{QueueSetup, WriteLog};
+use timing::Timing;
 
 /// Requests that one turn takes at most, so that a ring that is never empty leaves time for the others.
 const TURN_BUDGET: u16 = 256;
@@ -98,54 +99,13 @@ pub struct Queue {
     budget: u16,
     /// Bytes that the requests of this turn may still have.
     budget_bytes: u64,
+    /// What was given back since the last flush.
     batch: Batch,
-    clock: Clock,
+    timing: Timing,
     /// Somebody wants the queue processed though its driver did not notify.
     woken: bool,
     /// The ring was empty, and the driver has not been asked to notify yet.
     unarmed: bool,
-}
-
-/// What was given back since the last flush.
-#[derive(Debug, Default)]
-struct Batch {
-    used: u64,
-    bytes: u64,
-    malformed: u64,
-    /// When those that were completed had been taken.
-    taken: Moments,
-}
-
-/// The moment at which a batch is, in nanoseconds since the queue began.
-#[derive(Debug)]
-struct Clock {
-    began: Instant,
-    /// 0: not read in this turn.
-    now_ns: u64,
-}
-
-impl Default for Clock {
-    fn default() -> Clock {
-        Clock { began: Instant::now(), now_ns: 0 }
-    }
-}
-
-impl Clock {
-    /// Reads it.
-    fn read_ns(&mut self) -> u64 {
-        self.now_ns = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.now_ns
-    }
-
-    /// As it was read last in this turn, or now.
-    #[inline]
-    fn now_ns(&mut self) -> u64 {
-        if self.now_ns == 0 { self.read_ns() } else { self.now_ns }
-    }
-
-    fn forget(&mut self) {
-        self.now_ns = 0;
-    }
 }
 
 impl Queue {
@@ -180,7 +140,7 @@ impl Queue {
             budget: TURN_BUDGET,
             budget_bytes: TURN_BYTES,
             batch: Batch::default(),
-            clock: Clock::default(),
+            timing: Timing::default(),
             woken: false,
             unarmed: false,
         }
@@ -280,7 +240,7 @@ impl Queue {
         flight.segments = flight.chain.segments();
         self.segments = self.segments.saturating_add(flight.segments);
         flight.number = self.order.as_mut().map_or(0, |order| order.begin(taken));
-        (flight.taken, flight.taken_ns, flight.out) = (taken, self.clock.now_ns(), true);
+        (flight.taken, flight.taken_ns, flight.out) = (taken, self.timing.taken_ns(), true);
         let request = Request(flight);
         match loaded {
             Ok(()) => Some(request),
@@ -293,7 +253,7 @@ impl Queue {
 
     /// Gives a request back; the device wrote `written_bytes` to the front of its writable part.
     pub fn complete(&mut self, request: Request, written_bytes: u32) {
-        self.batch.taken.push(request.0.taken_ns);
+        self.timing.completed(request.0.taken_ns);
         self.batch.used = self.batch.used.wrapping_add(1);
         self.give_back(request, written_bytes);
     }
@@ -317,7 +277,8 @@ impl Queue {
         if self.broken.is_none() {
             self.push_used(&flight, written_bytes);
             if self.batch.used.wrapping_add(self.batch.malformed) >= MAX_BATCH {
-                self.flush();
+                self.show();
+                self.timing.part_published(&self.setup.stats);
             }
         }
         self.store(flight);
@@ -379,9 +340,14 @@ impl Queue {
 
     /// Publishes what was given back since the last flush, and interrupts the driver if it wants that.
     pub fn flush(&mut self) {
-        if self.batch.used == 0 && self.batch.malformed == 0 {
-            return;
+        if self.batch.used != 0 || self.batch.malformed != 0 {
+            self.show();
         }
+        self.timing.published(&self.setup.stats);
+    }
+
+    /// Publishes and counts a batch.
+    fn show(&mut self) {
         if self.broken.is_none() {
             let interrupt = self.publish();
             if let Some(log) = &self.setup.log {
@@ -392,17 +358,7 @@ impl Queue {
                 self.setup.stats.add(Count::Interrupts, 1);
             }
         }
-        self.count();
-    }
-
-    /// Counts the batch, for whoever looks at the counters.
-    fn count(&mut self) {
-        let (batch, stats) = (&mut self.batch, &self.setup.stats);
-        stats.measured(&mut batch.taken, self.clock.read_ns());
-        stats.add(Count::Requests, std::mem::take(&mut batch.used));
-        stats.add(Count::Bytes, std::mem::take(&mut batch.bytes));
-        stats.add(Count::Malformed, std::mem::take(&mut batch.malformed));
-        stats.set_in_flight(self.in_flight);
+        self.setup.stats.published(&std::mem::take(&mut self.batch), self.in_flight);
     }
 
     fn break_ring(&mut self, error: RingError) {
@@ -439,7 +395,7 @@ impl Queue {
     /// Begins a turn: a fresh budget, and no notifications while we look anyway.
     pub fn begin_turn(&mut self) {
         (self.budget, self.budget_bytes) = (TURN_BUDGET, TURN_BYTES);
-        self.clock.forget();
+        self.timing.begin_turn();
         if self.broken.is_none() {
             self.ring.disarm();
         }
@@ -449,6 +405,7 @@ impl Queue {
     /// the ring wants no notification.
     pub fn end_turn(&mut self, drained: bool) -> bool {
         let open = self.broken.is_none() && drained && !self.saturated;
+        self.timing.end_turn();
         self.unarmed = open && self.budget > 0;
         self.setup.stats.set_in_flight(self.in_flight);
         self.log_ring();

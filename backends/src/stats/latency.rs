@@ -6,7 +6,7 @@
 //! the look at the ring that found it to its place in the used ring: not how long it lay there before.
 //!
 //! Promises: a value lies less than a fifth beside what was measured (a bucket is a quarter of an octave at most); nothing is
-//! allocated; a request more of the same moment is one addition.
+//! allocated; a request more of the same moment is one comparison.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -41,48 +41,56 @@ fn end(bucket: usize) -> u64 {
 }
 
 /// When the requests of a batch were taken: runs of the same moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Moments {
-    /// Nanoseconds, and how many requests.
+    /// A moment in nanoseconds, and how many requests of the batch came before the first of it.
     runs: [(u64, u64); MOMENTS],
-    last: usize,
+    len: usize,
+    newest_ns: u64,
+}
+
+impl Default for Moments {
+    fn default() -> Moments {
+        Moments { runs: [(0, 0); MOMENTS], len: 0, newest_ns: u64::MAX }
+    }
 }
 
 impl Moments {
-    /// One more request, taken at `moment_ns`.
+    /// One more request, taken at `moment_ns`, after `before` others of the batch.
     #[inline]
-    pub(crate) fn push(&mut self, moment_ns: u64) {
-        match self.runs.get_mut(self.last) {
-            Some((moment, count)) if *moment == moment_ns || *count == 0 => {
-                (*moment, *count) = (moment_ns, *count + 1)
-            }
-            _ => self.another(moment_ns),
+    pub(crate) fn push(&mut self, moment_ns: u64, before: u64) {
+        if moment_ns != self.newest_ns {
+            self.begin(moment_ns, before);
         }
     }
 
     /// Where there is room for no more the newest moment stands for them: only a broken ring is not published.
-    fn another(&mut self, moment_ns: u64) {
-        self.last = (self.last + 1).min(MOMENTS - 1);
-        if let Some((moment, count)) = self.runs.get_mut(self.last) {
-            (*moment, *count) = (moment_ns, *count + 1);
+    fn begin(&mut self, moment_ns: u64, before: u64) {
+        self.newest_ns = moment_ns;
+        if let Some(run) = self.runs.get_mut(self.len) {
+            *run = (moment_ns, before);
+            self.len += 1;
         }
     }
 
-    /// Counts all of them as done at `now_ns`, and forgets them. `histogram`: sum, greatest, buckets.
-    pub(crate) fn settle(&mut self, now_ns: u64, histogram: &[AtomicU64]) {
-        let [sum, greatest, buckets @ ..] = histogram else { return };
-        for (moment, count) in self.runs.iter_mut().take_while(|(_, count)| *count > 0) {
-            let ns = now_ns.saturating_sub(*moment);
-            add(sum, ns.saturating_mul(*count));
+    /// Counts the `requests` of the batch as done at `now_ns`, and forgets them. `histogram`: sum, greatest, buckets.
+    pub(crate) fn settle(&mut self, now_ns: u64, requests: u64, histogram: &[AtomicU64]) {
+        let Some([sum, greatest, buckets @ ..]) = histogram.first_chunk::<{ Latency::WORDS }>() else {
+            return;
+        };
+        let mut after = requests;
+        for (moment, before) in self.runs.iter().take(self.len).rev() {
+            let (ns, count) = (now_ns.saturating_sub(*moment), after.saturating_sub(*before));
+            add(sum, ns.saturating_mul(count));
             if let Some(bucket) = buckets.get(bucket(ns)) {
-                add(bucket, *count);
+                add(bucket, count);
             }
             if ns > greatest.load(Relaxed) {
                 greatest.store(ns, Relaxed);
             }
-            *count = 0;
+            after = *before;
         }
-        self.last = 0;
+        (self.len, self.newest_ns) = (0, u64::MAX);
     }
 }
 
@@ -150,8 +158,8 @@ mod tests {
         let words: Vec<_> = (0..Latency::WORDS).map(|_| AtomicU64::new(0)).collect();
         for (ns, count) in runs {
             let mut moments = Moments::default();
-            (0..*count).for_each(|_| moments.push(5));
-            moments.settle(5 + ns, &words);
+            (0..*count).for_each(|before| moments.push(5, before));
+            moments.settle(5 + ns, *count, &words);
         }
         Latency::read(&words)
     }
@@ -190,16 +198,16 @@ mod tests {
     fn a_batch_of_many_moments_counts_each() {
         let words: Vec<_> = (0..Latency::WORDS).map(|_| AtomicU64::new(0)).collect();
         let mut moments = Moments::default();
-        for moment in [100, 100, 200, 100, 300] {
-            moments.push(moment);
+        for (before, moment) in (0..).zip([100, 100, 200, 100, 300]) {
+            moments.push(moment, before);
         }
-        moments.settle(300, &words);
-        moments.settle(1_000_000, &words);
+        moments.settle(300, 5, &words);
+        moments.settle(1_000_000, 0, &words);
         let latency = Latency::read(&words);
         assert_eq!((latency.count(), latency.sum_ns(), latency.max_ns()), (5, 700, 200));
         // More moments than a batch has: none is lost.
-        (0..40).for_each(|moment| moments.push(moment));
-        moments.settle(40, &words);
+        (0..40).for_each(|moment| moments.push(moment, moment));
+        moments.settle(40, 40, &words);
         assert_eq!(Latency::read(&words).count(), 45);
     }
 

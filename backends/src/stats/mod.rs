@@ -169,6 +169,14 @@ fn header(words: &Words) -> [u64; 2] {
     [0, QUEUES].map(|at| words.get(at).map_or(0, |word| word.load(Relaxed)))
 }
 
+/// What was given back to a driver at a time.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) used: u64,
+    pub(crate) bytes: u64,
+    pub(crate) malformed: u64,
+}
+
 /// Counters of one queue.
 #[derive(Clone, Debug)]
 pub struct QueueStats {
@@ -185,17 +193,17 @@ impl Default for QueueStats {
 
 impl QueueStats {
     #[inline]
-    fn words(&self) -> &[AtomicU64] {
-        self.words.get(self.first..).and_then(|words| words.get(..QUEUE_WORDS)).unwrap_or_default()
+    fn words(&self) -> Option<&[AtomicU64; QUEUE_WORDS]> {
+        self.words.get(self.first..)?.first_chunk()
     }
 
     fn load(&self, at: usize) -> u64 {
-        self.words().get(at).map_or(0, |word| word.load(Relaxed))
+        self.words().and_then(|words| words.get(at)).map_or(0, |word| word.load(Relaxed))
     }
 
     #[inline]
     fn store(&self, at: usize, value: u64) {
-        if let Some(word) = self.words().get(at) {
+        if let Some(word) = self.words().and_then(|words| words.get(at)) {
             word.store(value, Relaxed);
         }
     }
@@ -217,12 +225,12 @@ impl QueueStats {
 
     /// How long completed requests took.
     pub fn latency(&self) -> Latency {
-        Latency::read(self.words().get(LATENCY..).unwrap_or_default())
+        Latency::read(self.words().and_then(|words| words.get(LATENCY..)).unwrap_or_default())
     }
 
     #[inline]
     pub(crate) fn add(&self, count: Count, by: u64) {
-        if let Some(word) = self.words().get(count as usize) {
+        if let Some(word) = self.words().and_then(|words| words.get(count as usize)) {
             add(word, by);
         }
     }
@@ -248,10 +256,23 @@ impl QueueStats {
         self.set_in_flight(0);
     }
 
-    /// A batch was published at `now_ns`.
+    /// A batch was published.
     #[inline]
-    pub(crate) fn measured(&self, moments: &mut Moments, now_ns: u64) {
-        moments.settle(now_ns, self.words().get(LATENCY..).unwrap_or_default());
+    pub(crate) fn published(&self, batch: &Batch, in_flight: u16) {
+        if let Some(words) = self.words() {
+            add(&words[Count::Requests as usize], batch.used);
+            add(&words[Count::Bytes as usize], batch.bytes);
+            add(&words[Count::Malformed as usize], batch.malformed);
+            words[IN_FLIGHT].store(u64::from(in_flight), Relaxed);
+        }
+    }
+
+    /// A batch of so many requests was published at `now_ns`.
+    #[inline]
+    pub(crate) fn measured(&self, moments: &mut Moments, requests: u64, now_ns: u64) {
+        if let Some(words) = self.words() {
+            moments.settle(now_ns, requests, &words[LATENCY..]);
+        }
     }
 }
 
@@ -293,8 +314,8 @@ mod tests {
         queue.store(RING, RingStats { state: State::Running, packed: true, size: 256 }.to_word());
         queue.set_in_flight(5);
         let mut moments = Moments::default();
-        moments.push(0);
-        queue.measured(&mut moments, 1_000);
+        moments.push(0, 0);
+        queue.measured(&mut moments, 1, 1_000);
         stats.session_began();
         let (next, _) = worker(Some(&keeper), 3);
         let again = next.queue(2).unwrap();
@@ -320,7 +341,7 @@ mod tests {
     fn queues_do_not_share_a_word() {
         let stats = Stats::own(2);
         for queue in stats.queues() {
-            queue.words().iter().for_each(|word| add(word, 1));
+            queue.words().unwrap().iter().for_each(|word| add(word, 1));
         }
         assert!(stats.words[HEADER_WORDS..].iter().all(|word| word.load(Relaxed) == 1));
     }
