@@ -1,5 +1,6 @@
 //! Logs as their readers see them: text, JSON, the journal, a file; and what must not stop a daemon or stand in them.
 
+mod changes;
 mod classes;
 mod documented;
 mod files;
