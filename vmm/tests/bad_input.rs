@@ -201,7 +201,7 @@ fn what_is_found_when_it_is_used_has_its_line_too() {
     let path = dir.path().join("vm.toml");
     let vm = path.display().to_string();
     for (text, code, words) in [
-        ("memory = 4096", 2, ["line 1: --memory 4096", "give"]),
+        ("memory = 4096", 2, ["line 1: --memory 4096", "at least"]),
         ("memory = '64M'\ncpus = 0", 2, ["line 2: --cpus 0", "from 1 to"]),
         ("memory = '64M'\n\ninitrd = '/nowhere/i'", 2, ["line 3: --initrd /nowhere/i", ""]),
         (
@@ -254,6 +254,13 @@ fn in_namespace(prepare: &str) -> Output {
 #[test]
 fn a_host_without_kvm() {
     assert_refused(&in_namespace("mount -t tmpfs none /dev"), 3, &["/dev/kvm"]);
+}
+
+/// The directory for its files becomes a disk without room for another one.
+#[test]
+fn a_full_disk() {
+    let output = in_namespace("mount -t tmpfs -o nr_inodes=1 none . && cd \"$PWD\"");
+    assert_refused(&output, 2, &["--timings timings: ", "No space left on device"]);
 }
 
 #[test]

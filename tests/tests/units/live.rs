@@ -1,6 +1,11 @@
 //! The units in a systemd of their own: activation by a socket, keepers that are killed and services that are restarted
 //! under a front-end that notices nothing, and what the processes may do.
 
+use std::time::Duration;
+
+use backends::control::Method;
+use backends::control::client::Client;
+use serde_json::{Value, json};
 use tests::frontend::Frontend;
 use tests::guest::memory::Ram;
 use tests::guest::ring::Ring;
@@ -11,6 +16,8 @@ use xtask::skip::skip;
 
 use super::{KINDS, units};
 
+/// How long an answer may take, with the start of a daemon before it.
+const PATIENCE: Duration = Duration::from_secs(20);
 /// The instance.
 const MACHINE: &str = "vm1";
 
@@ -159,6 +166,31 @@ fn blk_serves_through_crashes_and_restarts() {
 #[test]
 fn console_serves_through_crashes_and_restarts() {
     serves_through_crashes_and_restarts(Service::console());
+}
+
+#[test]
+fn a_control_client_starts_the_daemon_and_is_answered_by_each_worker() {
+    let Some(service) = Service::rng() else { return };
+    let path = service.system.path(&format!("/run/outboard/{MACHINE}/rng.control"));
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    let mut ask = |method, path, body: Option<Value>| {
+        let reply = client.call(method, path, body.as_ref(), None).unwrap();
+        let answer: Value = serde_json::from_slice(&reply.body).unwrap();
+        (reply.status, answer)
+    };
+    let (status, state) = ask(Method::Get, "/state", None);
+    assert_eq!((status, service.property("ActiveState").as_str()), (200, "active"), "{state}");
+    // It is the host's root who asks, though the daemon has users of its own.
+    let (status, answer) = ask(Method::Put, "/log", Some(json!({"level": "debug"})));
+    assert_eq!(status, 200, "{answer}");
+    let before = service.keeper();
+    service.system.kill(&before);
+    let (status, state) = ask(Method::Get, "/state", None);
+    assert_eq!(
+        (status, &state["daemon"]["keeper_pid"]),
+        (200, &json!(service.keeper().parse::<u32>().unwrap()))
+    );
+    assert_ne!(service.keeper(), before);
 }
 
 #[test]
