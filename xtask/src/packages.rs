@@ -11,14 +11,16 @@ use std::process::Command;
 use crate::process;
 
 /// What is needed, and what for.
-pub const NEEDED: [&str; 7] = [
-    "busybox-static",  // the guests' user space
-    "kmod",            // modules in their order
-    "lz4",             // unpacks the cloud kernel
-    "qemu-system-x86", // the emulated host, and a front-end that is not ours
-    "qemu-utils",      // disk images, and the release's version of it beside the emulator
-    "systemd",         // looks at our unit files, and runs them
-    "xz-utils",        // unpacks the full kernel
+pub const NEEDED: [&str; 9] = [
+    "busybox-static",            // the guests' user space
+    "kmod",                      // modules in their order
+    "lz4",                       // unpacks the cloud kernel
+    "python3-jsonschema",        // looks at answers of control sockets
+    "python3-prometheus-client", // reads their metrics
+    "qemu-system-x86",           // the emulated host, and a front-end that is not ours
+    "qemu-utils",                // disk images, and the release's version of it beside the emulator
+    "systemd",                   // looks at our unit files, and runs them
+    "xz-utils",                  // unpacks the full kernel
 ];
 
 /// What tests against DPDK need besides: `testpmd`, and with it 180 MiB of libraries.

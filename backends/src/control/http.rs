@@ -109,7 +109,8 @@ impl Head {
         if newer && fields.all("Host").next().is_none() {
             return Err(BadRequest::NoHost);
         }
-        if !path.starts_with('/') || path.contains(['?', '#']) {
+        if !path.starts_with('/') || path.contains(['?', '#']) || !path.bytes().all(|b| b.is_ascii_graphic())
+        {
             return Err(BadRequest::Target);
         }
         Ok(Head {
@@ -235,6 +236,7 @@ mod tests {
             (400, "GET /state HTTP/1.1\r\n\r\n".into()),
             (400, "GET /state?all HTTP/1.1\r\nHost: x\r\n\r\n".into()),
             (400, "GET state HTTP/1.1\r\nHost: x\r\n\r\n".into()),
+            (400, "GET /\u{202e}x HTTP/1.1\r\nHost: x\r\n\r\n".into()),
             (400, with("Content-Length: 1\r\nContent-Length: 1")),
             (400, with("Content-Length: +1")),
             (400, with("Content-Length: 1, 1")),
