@@ -1,6 +1,7 @@
 //! `outboard ctl metrics`: all counters on a screen.
 //!
-//! In: two texts of `GET /metrics`, or one. Out: a table of counters and gauges, and one of histograms. With an earlier
+//! In: two texts of `GET /metrics`, or one. Out: a table of counters and gauges that have something to say, and one of
+//! histograms. With an earlier
 //! text they tell what came a second since then, and histograms speak of the time in between only.
 
 use std::time::Duration;
@@ -12,18 +13,23 @@ use super::screen::{Column, NOTHING, Table, units};
 /// The whole screen.
 pub fn screen(now: &Sample<Exposition>, before: Option<&Sample<Exposition>>, width: Option<usize>) -> String {
     let before = before.map(|before| (&before.value, now.at.saturating_duration_since(before.at)));
-    let tables = [samples(&now.value, before), histograms(&now.value, before)];
-    let tables: Vec<String> =
-        tables.iter().map(|table| table.render(width)).filter(|text| !text.is_empty()).collect();
-    tables.join("\n")
+    let mut parts =
+        vec![samples(&now.value, before).render(width), histograms(&now.value, before).render(width)];
+    let silent = now.value.samples.iter().filter(|(metric, is_counter)| !tells(metric, *is_counter)).count();
+    if silent > 0 {
+        parts.push(format!("{silent} more are 0; --json shows all\n"));
+    }
+    parts.retain(|part| !part.is_empty());
+    parts.join("\n")
 }
 
 type Before<'a> = Option<(&'a Exposition, Duration)>;
 
 fn samples(now: &Exposition, before: Before<'_>) -> Table {
-    let rows = &now.samples;
+    let rows: Vec<&(Metric, bool)> =
+        now.samples.iter().filter(|(metric, is_counter)| tells(metric, *is_counter)).collect();
     let rate = before.map(|(before, elapsed)| {
-        Column::numbers("A SECOND", rows, |(sample, is_counter)| {
+        Column::numbers("A SECOND", &rows, |(sample, is_counter)| {
             let earlier = before.samples.iter().find(|(earlier, _)| is_same(earlier, sample));
             let rate = earlier
                 .filter(|_| *is_counter)
@@ -32,8 +38,10 @@ fn samples(now: &Exposition, before: Before<'_>) -> Table {
         })
     });
     let columns = [
-        Some(Column::words("METRIC", rows, |(sample, _)| called(&sample.name, &labels_text(&sample.labels)))),
-        Some(Column::numbers("VALUE", rows, |(sample, _)| readable(&sample.name, sample.value))),
+        Some(Column::words("METRIC", &rows, |(sample, _)| {
+            called(&sample.name, &labels_text(&sample.labels))
+        })),
+        Some(Column::numbers("VALUE", &rows, |(sample, _)| readable(&sample.name, sample.value))),
         rate,
     ];
     if rows.is_empty() { Table::default() } else { Table(columns.into_iter().flatten().collect()) }
@@ -71,6 +79,12 @@ fn histograms(now: &Exposition, before: Before<'_>) -> Table {
 
 fn is_same(one: &Metric, other: &Metric) -> bool {
     one.name == other.name && one.labels == other.labels
+}
+
+/// Whether a metric has something to say: a counter that has counted, a state that it is.
+fn tells(metric: &Metric, is_counter: bool) -> bool {
+    let is_choice = metric.labels.iter().any(|(label, _)| label == "state");
+    metric.value != 0.0 || !(is_counter || is_choice)
 }
 
 /// A metric with its labels, in one word.

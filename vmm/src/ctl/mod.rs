@@ -123,8 +123,8 @@ impl Ctl<'_> {
         let mut target = self.connect()?;
         let before: Value = target.read("/device")?;
         let asked = settings::apply(&before, changes)?;
-        target.change(Method::Put, "/device", Some(&asked), None)?;
-        let after = target.read("/device")?;
+        let body = target.change(Method::Put, "/device", Some(&asked), None)?;
+        let after = target.understand(&body)?;
         self.say(&after, || settings::screen(&after, None))
     }
 

@@ -74,7 +74,7 @@ pub enum CtlCommand {
         #[command(flatten)]
         watch: Watch,
     },
-    /// Show all counters
+    /// Show counters and gauges, except counters that are 0
     Metrics {
         #[command(flatten)]
         watch: Watch,

@@ -50,9 +50,8 @@ engine            io-uring
 sandbox           on: privileges, limits, landlock (ABI 6), seccomp
 log               info and above, as text, to /var/log/outboard/blk.log
 front-end         connected for 3 h 3 min
-  features        0x530000204 VIRTIO_BLK_F_SEG_MAX VIRTIO_BLK_F_FLUSH
-                  VIRTIO_F_INDIRECT_DESC VIRTIO_F_EVENT_IDX VIRTIO_F_VERSION_1
-                  VIRTIO_F_RING_PACKED
+  features        0x530000204 SEG_MAX FLUSH INDIRECT_DESC EVENT_IDX VERSION_1
+                  RING_PACKED
   protocol        MQ REPLY_ACK CONFIG INFLIGHT_SHMFD CONFIGURE_MEM_SLOTS
   memory          3 GiB at 0x0, 1 GiB at 0x100000000
   tracks          requests in flight

@@ -51,7 +51,7 @@ fn flatten(prefix: &str, group: &Map<String, Value>, flat: &mut Vec<(String, Val
 pub fn readable(name: &str, value: &Value) -> String {
     let is_size = name.rsplit(['.', '_']).next() == Some("bytes");
     match value {
-        Value::String(text) => text.clone(),
+        Value::String(text) if !text.is_empty() => text.clone(),
         Value::Number(number) => match number.as_u64().filter(|bytes| is_size && *bytes >= 1024) {
             Some(bytes) => format!("{bytes} ({})", units::bytes(bytes)),
             None => number.to_string(),
@@ -66,7 +66,8 @@ pub fn screen(settings: &Value, width: Option<usize>) -> String {
     for (name, value) in flat(settings) {
         fields.add(name.clone(), readable(&name, &value));
     }
-    fields.render(width)
+    let text = fields.render(width);
+    if text.is_empty() { "there is nothing to set in this device\n".to_owned() } else { text }
 }
 
 /// What to ask a daemon for that has these settings: the outermost ones that `changes` name, changed.

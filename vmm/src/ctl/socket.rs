@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::error::CtlError;
+use super::screen::one_line;
 
 /// Where control sockets are, unless something else is said.
 pub const DIRECTORY: &str = "/run/outboard";
@@ -137,7 +138,7 @@ impl Target {
     pub fn understand<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, CtlError> {
         let socket = || self.socket.clone();
         serde_json::from_slice(body)
-            .map_err(|cause| CtlError::BadAnswer { socket: socket(), cause: cause.to_string() })
+            .map_err(|cause| CtlError::BadAnswer { socket: socket(), cause: one_line(&cause.to_string()) })
     }
 
     /// Returns when the connection is closed from the other side.
@@ -155,7 +156,7 @@ impl Target {
             Err(cause) => Err(CtlError::NoAnswer { socket, cause }),
             Ok(Reply { status: 200..=299, body }) => Ok(body),
             Ok(Reply { status, body }) => {
-                let said = serde_json::from_slice(&body).map(|refusal: Refusal| refusal.error);
+                let said = serde_json::from_slice(&body).map(|refusal: Refusal| one_line(&refusal.error));
                 Err(CtlError::Refused {
                     socket,
                     status,

@@ -54,7 +54,9 @@ fn fields(state: &DaemonState, now: f64, width: Option<usize>) -> String {
     fields.add("worker", format!("process {}, up {up}{before}", daemon.worker_pid));
     fields.add("keeper", daemon.keeper_pid.map_or("off".to_owned(), |pid| format!("process {pid}")));
     fields.add("engine", daemon.engine.clone());
-    fields.add("sandbox", sandbox(&daemon.sandbox));
+    if !daemon.sandbox.mode.is_empty() {
+        fields.add("sandbox", sandbox(&daemon.sandbox));
+    }
     let file = state.log.file.as_deref().unwrap_or("standard error");
     fields.add("log", format!("{} and above, as {}, to {file}", state.log.level, state.log.format));
     match &state.front_end {
@@ -79,8 +81,8 @@ fn sandbox(sandbox: &Sandbox) -> String {
 
 fn add_front_end(fields: &mut Fields, front_end: &FrontEnd, now: f64) {
     fields.add("front-end", format!("connected for {}", since(front_end.connected_unix_s, now)));
-    fields.add("  features", format!("{} {}", front_end.features_hex, front_end.features.join(" ")));
-    fields.add("  protocol", front_end.protocol_features.join(" "));
+    fields.add("  features", format!("{} {}", front_end.features_hex, features(&front_end.features)));
+    fields.add("  protocol", features(&front_end.protocol_features));
     let regions: Vec<String> = front_end
         .regions
         .iter()
@@ -90,6 +92,12 @@ fn add_front_end(fields: &mut Fields, front_end: &FrontEnd, now: f64) {
     let tracked = [(front_end.inflight, "requests in flight"), (front_end.dirty_log, "dirty pages")];
     let tracked: Vec<&str> = tracked.iter().filter(|(is, _)| *is).map(|(_, what)| *what).collect();
     fields.add("  tracks", if tracked.is_empty() { "nothing".to_owned() } else { tracked.join(", ") });
+}
+
+/// Names without what they all begin with: VIRTIO_BLK_F_, VHOST_USER_PROTOCOL_F_.
+fn features(names: &[String]) -> String {
+    let short = |name: &String| name.split_once("_F_").map_or(name.clone(), |(_, short)| short.to_owned());
+    names.iter().map(short).collect::<Vec<_>>().join(" ")
 }
 
 /// The queues; with those of an earlier answer, what they did a second since then.

@@ -21,18 +21,23 @@ fn width_of(text: &str) -> usize {
     text.chars().count()
 }
 
-/// The text with each character that a terminal would act on, but line ends, written as an escape: what a daemon sends
-/// is shown, whoever has taken it over.
+/// The text with each character that a terminal would act on, but line ends, written as an escape of JSON: what a daemon
+/// sends is shown, whoever has taken it over.
 pub fn clean(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for char in text.chars() {
         match char {
             '\n' => clean.push('\n'),
-            char if char.is_control() => clean.extend(char.escape_default()),
+            char if char.is_control() => clean.push_str(&format!("\\u{:04x}", u32::from(char))),
             char => clean.push(char),
         }
     }
     clean
+}
+
+/// The text on one line, [`clean`].
+pub fn one_line(text: &str) -> String {
+    clean(&text.split_whitespace().collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]
@@ -41,6 +46,6 @@ mod tests {
 
     #[test]
     fn a_daemon_cannot_play_with_the_terminal() {
-        assert_eq!(clean("a\n\u{1b}[2Jb\u{9b}1m\rµ"), "a\n\\u{1b}[2Jb\\u{9b}1m\\rµ");
+        assert_eq!(clean("a\n\u{1b}[2Jb\u{9b}1m\rµ"), "a\n\\u001b[2Jb\\u009b1m\\u000dµ");
     }
 }
