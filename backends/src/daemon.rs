@@ -28,7 +28,7 @@ use crate::device::Device;
 use crate::keeper::role::{self, become_keeper, is_worker};
 use crate::keeper::store;
 use crate::kept::channel::Channel;
-use crate::kept::{CONTROL, Kept, SOCKET};
+use crate::kept::{CONTROL, FENCE, Kept, SOCKET};
 use crate::log::{self, LogError};
 use crate::opened::Opened;
 use crate::options::{Common, PathProblem, SocketError, Switch, one_line};
@@ -236,7 +236,7 @@ fn prepare<P: Program>(line: &CommandLine<P>, mut opened: Opened) -> Result<Open
     crate::sys::hold_signals(true);
     line.own.prepare(&mut opened)?;
     line.common.prepare(&mut opened)?;
-    opened.go_on(stats::NAME);
+    [FENCE, stats::NAME].into_iter().for_each(|name| opened.go_on(name));
     Ok(opened)
 }
 
@@ -277,6 +277,7 @@ fn serve<P: Program>(line: CommandLine<P>, kept: &Kept, endpoint: Endpoint) -> R
         engine: common.engine,
         cpus: common.cpus.clone().unwrap_or_default(),
         require_sealed_memory: common.require_sealed_memory,
+        fence: kept.take(FENCE).map(Arc::new),
     };
     let mut server = Server::new(device, settings, kept).map_err(Failure::host)?;
     let about = About { name: P::NAME, kind: P::TYPE, engine: common.engine, began_ms };

@@ -77,30 +77,35 @@ pub fn getrandom(segment: &Segment) -> Result<u32, Errno> {
     repeat(|| unsafe { libc::getrandom(segment.as_ptr().cast(), segment.len(), 0) })
 }
 
-/// Locks a whole file for this open file description: for itself alone, or shared with other readers. The
-/// lock goes when the last descriptor of the description is closed, and is seen by every program that locks
-/// by `fcntl`.
+/// What is done about the lock of a part of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// For this open file description alone.
+    Exclusive,
+    /// Shared with others that only read.
+    Shared,
+    /// Let go, though the description stays open.
+    Open,
+}
+
+/// Locks a part of a file for this open file description, from one byte on, up to another or without end. The lock goes
+/// when the last descriptor of the description is closed and nothing of it is in flight any more, and is seen by every
+/// program that locks by `fcntl`.
 ///
 /// # Errors
 /// `EAGAIN`: somebody else holds a lock that excludes this one; others: the file cannot be locked.
-pub fn lock_file(fd: BorrowedFd<'_>, exclusive: bool) -> Result<(), Errno> {
-    set_lock(fd, if exclusive { libc::F_WRLCK } else { libc::F_RDLCK })
-}
-
-/// Lets go of what [`lock_file`] locked, though the description may stay open.
-///
-/// # Errors
-/// The kernel's.
-pub fn unlock_file(fd: BorrowedFd<'_>) -> Result<(), Errno> {
-    set_lock(fd, libc::F_UNLCK)
-}
-
-fn set_lock(fd: BorrowedFd<'_>, kind: libc::c_int) -> Result<(), Errno> {
+pub fn lock_file(fd: BorrowedFd<'_>, how: Lock, from: i64, to: Option<i64>) -> Result<(), Errno> {
+    let kind = match how {
+        Lock::Exclusive => libc::F_WRLCK,
+        Lock::Shared => libc::F_RDLCK,
+        Lock::Open => libc::F_UNLCK,
+    };
     let lock = libc::flock {
         l_type: i16::try_from(kind).map_err(|_| Errno::INVAL)?,
         l_whence: 0,
-        l_start: 0,
-        l_len: 0,
+        l_start: from,
+        // 0: without end.
+        l_len: to.map_or(0, |to| to.saturating_sub(from)),
         l_pid: 0,
     };
     // SAFETY: the call reads the structure, which outlives it.

@@ -63,6 +63,7 @@ pub struct Workers<D: Device> {
     device: Arc<D>,
     engine: EngineKind,
     cpus: CpuList,
+    fence: Option<Arc<OwnedFd>>,
     threads: Vec<Worker>,
 }
 
@@ -77,7 +78,13 @@ struct Worker {
 impl<D: Device> Workers<D> {
     /// No worker yet.
     pub fn new(device: Arc<D>, engine: EngineKind, cpus: CpuList) -> Workers<D> {
-        Workers { device, engine, cpus, threads: Vec::new() }
+        Workers { device, engine, cpus, fence: None, threads: Vec::new() }
+    }
+
+    /// Each of them holds `fence` open while anything of it is in flight at the host.
+    pub fn fenced(mut self, fence: Option<Arc<OwnedFd>>) -> Workers<D> {
+        self.fence = fence;
+        self
     }
 
     /// Serves `queue`, kicked by `kick`.
@@ -105,7 +112,9 @@ impl<D: Device> Workers<D> {
     }
 
     fn spawn(&self, number: usize) -> io::Result<Worker> {
-        Worker::spawn(Arc::clone(&self.device), self.engine, self.cpus.clone(), number)
+        let (kind, fence) = (self.engine, self.fence.clone());
+        let engine = move || Engine::fenced(kind, fence.as_deref().map(AsFd::as_fd));
+        Worker::spawn(Arc::clone(&self.device), engine, self.cpus.clone(), number)
     }
 
     /// Stops a queue: no new request is taken, what is in flight is waited for as long as `go_on` says so, which is
@@ -154,7 +163,7 @@ impl<D: Device> Drop for Workers<D> {
 impl Worker {
     fn spawn<D: Device>(
         device: Arc<D>,
-        kind: EngineKind,
+        engine: impl FnOnce() -> io::Result<Engine<TaggedOp<D>>> + Send + 'static,
         cpus: CpuList,
         number: usize,
     ) -> io::Result<Worker> {
@@ -166,7 +175,8 @@ impl Worker {
         let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             // Goes with the thread, however that ends.
             let _end = end;
-            match cpus.pin(number).and_then(|()| Round::new(&*device, kind, inbox, heard)) {
+            let pinned = cpus.pin(number).and_then(|()| engine());
+            match pinned.and_then(|engine| Round::new(&*device, engine, inbox, heard)) {
                 Ok(mut round) => {
                     let _ = ready.send(Ok(()));
                     round.run();
@@ -199,6 +209,9 @@ impl Worker {
         }
     }
 }
+
+/// An operation of the device's handler, as the engine has it.
+type TaggedOp<D> = Tagged<<<D as Device>::Handler as Handler>::Op>;
 
 /// What a worker thread has in hand.
 struct Round<H: Handler> {
@@ -233,11 +246,10 @@ struct Duty {
 impl<H: Handler> Round<H> {
     fn new<D: Device<Handler = H>>(
         device: &D,
-        kind: EngineKind,
+        mut engine: Engine<Tagged<H::Op>>,
         inbox: Receiver<Command>,
         bell: OwnedFd,
     ) -> io::Result<Self> {
-        let mut engine = Engine::new(kind)?;
         engine.watch(bell.as_fd(), Interest::Read, MAILBOX)?;
         let mut handler = device.handler()?;
         let mut tasks = Tasks::default();

@@ -12,32 +12,26 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use backends::daemon::Failure;
 use backends::engine::Op;
 use backends::kept::Kept;
 use backends::log::{self, Class};
 use backends::opened::Opened;
-use backends::sys;
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fcntl_getfl, fstat, seek, statx};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fstat, seek, statx};
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::lock::{LockError, Ways};
 use crate::storage::{Host, Job, Owner, Step, Storage};
 
 /// Names of what is opened: by way of the page cache, and past it.
 const CACHED: &str = "blk.image";
 const DIRECT: &str = "blk.direct";
-/// How long another process may keep its lock on the image before that counts as being in use, and how often we look.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-const LOCK_PAUSE: Duration = Duration::from_millis(1);
-
 /// How to open an image.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -79,10 +73,8 @@ enum Problem {
     NotDirect(io::Error),
     #[error("it takes --direct in blocks of {0} bytes only; add --block-size {0}, or leave --direct out")]
     DirectBlocks(u32),
-    #[error("another process uses it; end that one, or add --read-only to all that share it")]
-    InUse,
-    #[error("cannot lock it: {0}; put it on a file system that has locks")]
-    Lock(io::Error),
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 impl Problem {
@@ -94,7 +86,7 @@ impl Problem {
 impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Failure {
         match error.problem {
-            Problem::InUse => Failure::in_use(error),
+            Problem::Lock(LockError::InUse(_)) => Failure::in_use(error),
             Problem::Open(_) | Problem::NotWritable(_) | Problem::Lock(_) => Failure::host(error),
             _ => Failure::option(error),
         }
@@ -122,11 +114,11 @@ impl File {
     /// [`ImageError`]
     pub fn prepare(image: &Image, opened: &mut Opened) -> Result<(), ImageError> {
         let mut prepare = || {
-            let (cached, direct) = open_both(image)?;
-            let cached = opened.before(CACHED).filter(|before| goes_on(before, &cached)).unwrap_or(cached);
-            lock(&cached, !image.read_only)?;
-            opened.insert(CACHED, cached);
-            direct.into_iter().for_each(|direct| opened.insert(DIRECT, direct));
+            let before = Ways { cached: opened.before(CACHED), direct: opened.before(DIRECT) };
+            let ways = before.go_on(open_both(image)?);
+            ways.lock(image.read_only)?;
+            ways.cached.into_iter().for_each(|fd| opened.insert(CACHED, fd));
+            ways.direct.into_iter().for_each(|fd| opened.insert(DIRECT, fd));
             Ok(())
         };
         prepare().map_err(|problem: Problem| problem.of(image))
@@ -227,26 +219,11 @@ impl Storage for File {
 }
 
 /// An image that can be served, and the way past the page cache if that is asked for.
-fn open_both(image: &Image) -> Result<(OwnedFd, Option<OwnedFd>), Problem> {
+fn open_both(image: &Image) -> Result<Ways, Problem> {
     let cached = open(image)?;
     size(image, &cached)?;
     let direct = image.direct.then(|| open_direct(image, &cached)).transpose()?;
-    Ok((cached, direct))
-}
-
-/// Whether what a keeper before had open is the file that the options mean, opened as they say. If it is the file but
-/// opened otherwise its lock is let go here: the service manager still holds what it belongs to.
-fn goes_on(before: &OwnedFd, now: &OwnedFd) -> bool {
-    let file = |fd| fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino, stat.st_rdev));
-    if file(before) != file(now) {
-        return false;
-    }
-    let access = |fd| fcntl_getfl(fd).ok().map(|flags| flags & OFlags::RWMODE);
-    let same = access(before) == access(now);
-    if !same {
-        let _ = sys::unlock_file(before.as_fd());
-    }
-    same
+    Ok(Ways { cached: Some(cached), direct })
 }
 
 fn open(image: &Image) -> Result<OwnedFd, Problem> {
@@ -297,19 +274,6 @@ fn open_direct(image: &Image, cached: &OwnedFd) -> Result<OwnedFd, Problem> {
 fn direct_alignment(fd: &OwnedFd) -> Option<u32> {
     let stat = statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
     Some(stat.stx_dio_offset_align).filter(|align| *align > 0)
-}
-
-/// Locks the image. One that was killed holds its lock until the kernel has finished its last I/O, some milliseconds
-/// after its end: that is waited for, so that nothing of it reaches the image behind our back.
-fn lock(fd: &OwnedFd, exclusive: bool) -> Result<(), Problem> {
-    let since = Instant::now();
-    loop {
-        match sys::lock_file(fd.as_fd(), exclusive) {
-            Err(Errno::AGAIN | Errno::ACCESS) if since.elapsed() < LOCK_PATIENCE => thread::sleep(LOCK_PAUSE),
-            Err(Errno::AGAIN | Errno::ACCESS) => return Err(Problem::InUse),
-            locked => return locked.map_err(|errno| Problem::Lock(errno.into())),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 pub mod config;
 pub mod device;
 pub mod file;
+pub mod lock;
 pub mod request;
 pub mod storage;
 pub mod wire;

@@ -39,6 +39,7 @@ pub mod random;
 pub mod restart;
 pub mod resume;
 pub mod served;
+pub mod slow;
 pub mod systemd;
 pub mod vmm;
 pub mod wait;

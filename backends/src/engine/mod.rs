@@ -133,10 +133,20 @@ impl<T: Buffers> Engine<T> {
     /// # Errors
     /// The kernel refuses what `kind` asks for.
     pub fn new(kind: EngineKind) -> std::io::Result<Engine<T>> {
+        Engine::fenced(kind, None)
+    }
+
+    /// The same; `fence` stays open until the kernel has ended all its operations, which may be after the end of this
+    /// process.
+    ///
+    /// # Errors
+    /// As from [`Engine::new`].
+    pub fn fenced(kind: EngineKind, fence: Option<BorrowedFd<'_>>) -> std::io::Result<Engine<T>> {
         let inner = match kind {
-            EngineKind::IoUring => Inner::Uring(uring::Uring::new()?),
+            EngineKind::IoUring => Inner::Uring(uring::Uring::new(fence)?),
+            // A process does not end before its threads, and they not in the middle of a read or write.
             EngineKind::Epoll => Inner::Epoll(epoll::Epoll::new()?),
-            EngineKind::Auto => match uring::Uring::new() {
+            EngineKind::Auto => match uring::Uring::new(fence) {
                 Ok(uring) => Inner::Uring(uring),
                 Err(error) => {
                     tracing::info!(%error, "io_uring is not to be had here, using epoll");

@@ -56,7 +56,9 @@ struct Watch {
 }
 
 impl Uring {
-    pub(crate) fn new() -> io::Result<Uring> {
+    /// `fence` goes into the ring's table of files. The kernel lets go of that only when no operation of the ring is left,
+    /// even if the process was killed long before: a write to a disk cannot be taken back.
+    pub(crate) fn new(fence: Option<BorrowedFd<'_>>) -> io::Result<Uring> {
         let mut builder = IoUring::builder();
         builder.setup_cqsize(COMPLETIONS);
         let ring = builder
@@ -71,6 +73,9 @@ impl Uring {
                 io::ErrorKind::Unsupported,
                 "its wait takes no time limit before Linux 5.11",
             ));
+        }
+        if let Some(fence) = fence {
+            ring.submitter().register_files(&[fence.as_raw_fd()])?;
         }
         let (watches, lists, backlog) = (Vec::new(), Vec::new(), VecDeque::new());
         Ok(Uring { ring, watches, lists, backlog, generation: 0 })

@@ -9,12 +9,12 @@
 //! In: front-ends, one after the other. Out: each of their messages handed to a worker process of the same program,
 //! and the answers handed back. Promises: a worker that dies at any moment is followed by another that is brought to
 //! where the session was ([`record`]) and given the message that was not answered ([`proxy`]); the front-end sees a
-//! pause and no disconnect; the next worker starts when the one before is reaped ([`worker`]); a worker that keeps
-//! dying is started again ever more slowly ([`pace`]); nothing is waited for without a deadline; guest memory is
-//! never mapped here. Refuses: to go on with a front-end whose message was the end of three workers, or whose session
-//! no worker takes any more.
+//! pause and no disconnect; the next worker starts when the one before is reaped ([`worker`]) and the host has ended all
+//! that it had begun for it; a worker that keeps dying is started again ever more slowly ([`pace`]); nothing but the host
+//! is waited for without a deadline; guest memory is never mapped here. Refuses: to go on with a front-end whose message
+//! was the end of three workers, or whose session no worker takes any more.
 //!
-//! The daemon is started as one process, which checks its options and then becomes the keeper ([`role`]). SIGTERM and
+//! The daemon is started as one process, which opens everything and then becomes the keeper ([`role`]). SIGTERM and
 //! SIGINT end both, SIGHUP starts the next worker from what the executable's path names now, with the same front-end.
 //! If the keeper is killed the worker is, too. Under a service manager that stores descriptors the next keeper then goes
 //! on with the same front-end ([`store`]), and also after SIGTERM, if there is a next one.
@@ -42,11 +42,12 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
 use sd_notify::NotifyState;
 use tracing::Level;
 
-use crate::kept::SOCKET;
 use crate::kept::channel::Standing;
+use crate::kept::{FENCE, SOCKET};
 use crate::log::{self, Class, Line};
 use crate::opened::Unlink;
 use crate::proto::Connection;
@@ -60,6 +61,8 @@ use worker::{Gift, Program, Worker};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// After what time without anything to do the keeper makes itself small.
 const QUIET: Duration = Duration::from_millis(100);
+/// How long the I/O of a worker that died may take before that is told, and again after twice that time.
+const FENCE_PATIENCE: Duration = Duration::from_secs(1);
 /// Most names that workers can have kept.
 const MAX_KEPT: usize = 64;
 
@@ -107,6 +110,8 @@ struct Keeper {
     standing: Standing,
     /// What was opened, and what workers gave to be kept.
     kept: BTreeMap<String, OwnedFd>,
+    /// Hangs up when nothing of the last worker is in flight at the host any more.
+    fence: Option<OwnedFd>,
     /// Something was done since memory was last given back.
     stirred: bool,
     /// What was made at paths, removed with the keeper.
@@ -218,11 +223,35 @@ impl Keeper {
     }
 
     fn try_start(&mut self) -> Result<(), Stop> {
+        self.await_fence()?;
+        let (fence, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| Stop::Failed(errno.into()))?;
+        // Stored before anything can be in flight behind it.
+        self.fence = Some(fence);
+        self.save();
         self.standing.workers = self.standing.workers.saturating_add(1);
-        let mut worker = Worker::spawn(&self.program, &self.kept, self.standing).map_err(Stop::Failed)?;
+        let worker = Worker::spawn(&self.program, &self.kept, self.standing, theirs);
+        let mut worker = worker.map_err(Stop::Failed)?;
         let ready = worker.ready(&self.signals);
         self.keep(worker.gifts());
         ready.map(|()| self.worker = Some(worker))
+    }
+
+    /// What a worker that was killed had begun at the host may still reach the image, and guest memory: no other worker
+    /// is there before that has ended.
+    fn await_fence(&mut self) -> Result<(), Stop> {
+        let Some(fence) = &self.fence else { return Ok(()) };
+        let (since, mut patience) = (Instant::now(), FENCE_PATIENCE);
+        while self.signals.wait([fence.as_fd()], Some(since + patience))? == [false] {
+            let seconds = patience.as_secs();
+            say(
+                Level::WARN,
+                format_args!(
+                    "The host has not ended the I/O of the worker before in {seconds} s; the next one waits"
+                ),
+            );
+            patience *= 2;
+        }
+        Ok(())
     }
 
     /// Tries again a little later; with the executable from before, if another was to take its place.
@@ -277,7 +306,9 @@ impl Keeper {
         if let Door::Listening(listener) = &self.door {
             entries.push(Entry::new(Kind::Kept, SOCKET, [listener]));
         }
-        entries.extend(self.kept.iter().map(|(name, fd)| Entry::new(Kind::Kept, name.as_bytes(), [fd])));
+        let kept = self.kept.iter().map(|(name, fd)| (name.as_str(), fd));
+        let kept = kept.chain(self.fence.iter().map(|fence| (FENCE, fence)));
+        entries.extend(kept.map(|(name, fd)| Entry::new(Kind::Kept, name, [fd])));
         entries.extend(self.front_end.iter().flat_map(FrontEnd::entries));
         if let Err(error) = self.store.save(&entries) {
             let line =

@@ -34,7 +34,7 @@ use super::worker::Program;
 use super::{Door, Keeper, Stop, say};
 use crate::daemon::Failure;
 use crate::kept::channel::{Channel, Standing};
-use crate::kept::{SOCKET, arrived};
+use crate::kept::{FENCE, SOCKET, arrived};
 use crate::log;
 use crate::opened::{Opened, Unlink};
 use crate::proto::Connection;
@@ -123,6 +123,7 @@ fn keep(name: &'static str, Told { opened: mut kept, made, path, args }: Told) -
     let exe = rustix::fs::open(SELF, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let exe = exe.map_err(|errno| Failure::host(format!("{SELF}: {errno}")))?;
     let socket = kept.remove(SOCKET).ok_or_else(|| Failure::host("the keeper got no socket"))?;
+    let fence = kept.remove(FENCE);
     let (door, front_end) = open_door(socket).map_err(Failure::host)?;
     let (store, manager) = Store::new();
     let mut keeper = Keeper {
@@ -138,6 +139,7 @@ fn keep(name: &'static str, Told { opened: mut kept, made, path, args }: Told) -
         sessions: 0,
         standing: Standing { keeper_pid: std::process::id(), workers: 0, began_ms: crate::clock::unix_ms() },
         kept,
+        fence,
         stirred: false,
         made,
         store,

@@ -2,7 +2,7 @@
 //!
 //! In: an executable and the daemon's own arguments. Out: a [`Worker`] that is ready, with a [`Channel`] and, while a
 //! front-end is served, a connection that carries its messages. Promises: [`Worker::end`] returns when it is dead and
-//! reaped, so that no two ever hold the same image; no answer is waited for without a deadline.
+//! reaped; no answer is waited for without a deadline.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -20,6 +20,7 @@ use super::Stop;
 use super::role::AS_WORKER;
 use super::signals::Signals;
 use crate::failpoint;
+use crate::kept::FENCE;
 use crate::kept::channel::{Begun, Channel, Note, Standing};
 use crate::log;
 use crate::proto::wire::Header;
@@ -69,17 +70,19 @@ pub(super) struct Worker {
 pub(super) type Gift = (String, Option<OwnedFd>);
 
 impl Worker {
-    /// Starts one, which finds `kept` on its channel; it has yet to say that it is ready.
+    /// Starts one, which finds `kept` on its channel, and `fence`; it has yet to say that it is ready.
     pub(super) fn spawn(
         program: &Program,
         kept: &BTreeMap<String, OwnedFd>,
         standing: Standing,
+        fence: OwnedFd,
     ) -> io::Result<Worker> {
         let (channel, theirs) = Channel::pair()?;
         channel.send(&Note::Standing(standing), &[])?;
         channel.send(&Note::Log(log::level_number()), &[])?;
+        let kept = kept.iter().map(|(name, fd)| (name.as_str(), fd)).chain([(FENCE, &fence)]);
         for (name, fd) in kept {
-            channel.send(&Note::Kept(name.clone()), &[fd.as_fd()])?;
+            channel.send(&Note::Kept(name.to_owned()), &[fd.as_fd()])?;
         }
         let (name, args) = program.args.split_first().ok_or(io::ErrorKind::InvalidInput)?;
         let mut command = Command::new(format!("/proc/self/fd/{}", program.exe.as_raw_fd()));

@@ -23,6 +23,10 @@ pub const SOCKET: &str = "socket";
 /// Name of the control socket, also as systemd is to call it.
 pub const CONTROL: &str = "control";
 
+/// Name of what the keeper sees closed when nothing of a worker is in flight at the host any more, though it was killed
+/// before. To a worker this is the end to hold, to the first process of a daemon that of the keeper before.
+pub const FENCE: &str = "fence";
+
 /// A handle; all of a process are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {

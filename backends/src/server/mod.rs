@@ -101,6 +101,8 @@ pub struct Settings {
     pub cpus: CpuList,
     /// Refuse memory whose file can be cut short.
     pub require_sealed_memory: bool,
+    /// Stays open as long as anything of this server is in flight at the host ([`crate::engine::Engine::fenced`]).
+    pub fence: Option<Arc<OwnedFd>>,
 }
 
 /// A daemon that serves one device.
@@ -168,6 +170,7 @@ impl<D: Device> Server<D> {
         let device = Arc::new(device);
         let stats = Stats::kept(kept, device.queues())?;
         let workers = Workers::new(Arc::clone(&device), settings.engine, settings.cpus.clone());
+        let workers = workers.fenced(settings.fence.clone());
         let torn = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         guard::ring_when_torn(torn.try_clone()?);
         let announced = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;

@@ -4,6 +4,7 @@
 //! how both end. `console`: what it has open on the host. Restarts under load of many kinds are `cargo xtask soak restart`'s.
 
 mod console;
+mod fence;
 mod messages;
 mod processes;
 mod sessions;

@@ -1,0 +1,106 @@
+//! K03: a worker is killed while the host works for it. Nobody touches the image before that has ended.
+
+use tests::daemon::Launch;
+use tests::daemon::process::{find_worker, kill_and_wait};
+use tests::guest::blk::{Answer, Framing, OK, Request};
+use tests::guest::chain::Chain;
+use tests::guest::memory::Ram;
+use tests::guest::ring::Ring;
+use tests::machine::{BLK, Machine, RAM_BYTES};
+use tests::manager::Manager;
+use tests::slow::SlowDisk;
+use xtask::skip::skip;
+
+use super::processes::await_that;
+
+const DISK_BYTES: usize = 1 << 20;
+const DATA: [u8; 4096] = [0x5a; 4096];
+const TOLD: &str = "has not ended the I/O of the worker before";
+
+/// A guest whose disk has taken a write, and does not answer it.
+struct Story {
+    /// Goes before the directory that it is mounted in.
+    disk: SlowDisk,
+    machine: Machine,
+    ring: Ring,
+}
+
+impl Story {
+    /// None: this host cannot have such a disk.
+    fn begin(manager: Option<&Manager>) -> Option<Story> {
+        let launch = BLK.launch().args(["--direct".to_owned()]);
+        let disk = match SlowDisk::over(&launch.dir().join("disk.img"), DISK_BYTES) {
+            Ok(disk) => disk,
+            Err(obstacle) => {
+                skip("slow-disk", &obstacle);
+                return None;
+            }
+        };
+        let launch = manager.into_iter().fold(launch, |launch, manager| manager.of(launch));
+        let mut machine = BLK.boot_with(launch, &Ram::new(RAM_BYTES), BLK.wants());
+        let mut ring = machine.start_queue().unwrap();
+        if let Some(manager) = manager {
+            manager.settle();
+        }
+        disk.hold();
+        ring.add(&write());
+        ring.notify();
+        disk.await_held(1);
+        Some(Story { disk, machine, ring })
+    }
+
+    /// The host ends what it had begun: the write comes back, and was repeated after that.
+    fn end(mut self) {
+        assert_eq!(self.disk.seen(), (0, false));
+        self.disk.release();
+        let done = self.ring.wait_used().unwrap();
+        assert_eq!(Answer::new(&done, 0).status, Some(OK));
+        assert_eq!(self.disk.seen(), (2, false));
+        assert_eq!(self.disk.content()[8 * 512..][..DATA.len()], DATA);
+        self.machine.assert_serves(&mut self.ring);
+    }
+
+    fn await_told(&self, times: usize) {
+        await_that(|| self.machine.daemon.stderr().matches(TOLD).count() >= times);
+    }
+}
+
+fn write() -> Chain {
+    Request::write(8, &DATA).chain(&Framing::usual(0))
+}
+
+#[test]
+fn k03_the_next_worker_waits_for_what_the_host_still_does_for_the_one_before() {
+    let Some(story) = Story::begin(None) else { return };
+    let keeper = story.machine.daemon.pid();
+    kill_and_wait(story.machine.daemon.worker_pid());
+    // Told after one second, three, seven: not more often than that.
+    story.await_told(2);
+    assert_eq!(find_worker(keeper), None);
+    story.end();
+}
+
+#[test]
+fn k03_the_next_keeper_waits_for_it_too() {
+    let manager = Manager::new(16);
+    let Some(mut story) = Story::begin(Some(&manager)) else { return };
+    story.machine.daemon.kill9();
+    story.machine.daemon.start_again(manager.stored());
+    story.await_told(1);
+    assert_eq!(find_worker(story.machine.daemon.pid()), None);
+    story.end();
+}
+
+#[test]
+fn k03_a_daemon_that_waits_for_the_host_can_be_asked_to_end_and_its_image_stays_locked() {
+    let Some(mut story) = Story::begin(None) else { return };
+    kill_and_wait(story.machine.daemon.worker_pid());
+    story.await_told(1);
+    assert_eq!(story.machine.daemon.stop().code, Some(0));
+    let image = story.machine.daemon.dir().join("disk.img").display().to_string();
+    let next = || Launch::new("outboard-blk").args(["--image", &image]);
+    let refused = next().args(["--socket-path", "/nobody/gets/there"]).run();
+    assert_eq!(refused.code, Some(4), "{refused}");
+    story.disk.release();
+    assert!(next().serve().is_ok());
+}
