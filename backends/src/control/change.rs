@@ -77,6 +77,17 @@ impl<'a> Change<'a> {
         }
     }
 
+    /// Some text; none: it is not there, or null.
+    ///
+    /// # Errors
+    /// [`ChangeError::Value`]
+    pub fn text(&self, name: &str) -> Result<Option<&'a str>, ChangeError> {
+        match self.members.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value.as_str().map(Some).ok_or_else(|| self.refused(name, "a text")),
+        }
+    }
+
     /// Some text of a few.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 //! | `GET /metrics` | numbers for Prometheus ([`super::numbers`]) |
 //! | `GET /device`, `PUT /device` | what can be changed while it serves ([`Device::settings`], [`Device::change`]) |
 //! | `PUT /log` | `{"level": "debug"}` |
-//! | `POST /log/reopen` | the descriptor that comes with the request is the log file from now on |
+//! | `POST /log/reopen` | `{"file": "/its/path"}` or nothing; the descriptor that comes with the request is the log file from now on |
 //! | `POST /upgrade` | 202: another worker, of what the executable's path names now, takes over |
 //!
 //! Nothing here waits for the data path, nor it for us: it is read by atomics, and changed by the device's own means.
@@ -107,7 +107,7 @@ impl<D: Device> Service for Daemon<D> {
             (Method::Get, "/device") => Answer::json(&Value::Object(self.device.settings())),
             (_, "/device") => self.change(&members),
             (_, "/log") => set_log(&members),
-            (_, "/log/reopen") => reopen_log(call.fd.as_ref()),
+            (_, "/log/reopen") => reopen_log(&members, call.fd.as_ref()),
             (_, "/upgrade") => self.upgrade(),
             (_, path) => Answer::error(404, format_args!("There is no {path}")),
         }
@@ -130,12 +130,17 @@ fn set_log(members: &Map<String, Value>) -> Answer {
     }
 }
 
-fn reopen_log(file: Option<&OwnedFd>) -> Answer {
+fn reopen_log(members: &Map<String, Value>, file: Option<&OwnedFd>) -> Answer {
+    let change = Change::new(members);
+    let name = match change.only(&["file"]).and_then(|()| change.text("file")) {
+        Ok(name) => name,
+        Err(error) => return Answer::error(422, error),
+    };
     let Some(file) = file else {
         let line = "No descriptor came with the request, and a daemon opens nothing by itself; use outboard ctl log --reopen";
         return Answer::error(409, line);
     };
-    match log::reopen(file) {
+    match log::reopen(file, name) {
         Ok(()) => Answer::json(&state::log()),
         Err(error) => Answer::error(if error.is_conflict() { 409 } else { 422 }, error),
     }

@@ -79,7 +79,7 @@ impl Worker {
     ) -> io::Result<Worker> {
         let (channel, theirs) = Channel::pair()?;
         channel.send(&Note::Standing(standing), &[])?;
-        channel.send(&Note::Log(log::level_number()), &[])?;
+        channel.send(&log::note(), &[])?;
         let kept = kept.iter().map(|(name, fd)| (name.as_str(), fd)).chain([(FENCE, &fence)]);
         for (name, fd) in kept {
             channel.send(&Note::Kept(name.to_owned()), &[fd.as_fd()])?;
@@ -163,7 +163,7 @@ impl Worker {
             Note::Keep(name) => self.gifts.push((name.clone(), fds.into_iter().next())),
             Note::Drop(name) => self.gifts.push((name.clone(), None)),
             Note::Upgrade => self.upgrade = true,
-            Note::Log(level) => log::follow(*level, fds.first()),
+            Note::Log { level, file } => log::follow(*level, file, fds.first()),
             _ => {}
         }
         Ok(Some(note))

@@ -12,7 +12,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use crate::passing;
 
 /// Longest name of what is kept, as for systemd's descriptor store.
-const MAX_NAME_BYTES: usize = 255;
+pub(crate) const MAX_NAME_BYTES: usize = 255;
 /// Most descriptors under one name.
 const MAX_DESCRIPTORS: usize = 8;
 /// A kind, a number, and a name or something shorter.
@@ -37,8 +37,13 @@ pub enum Note {
     Keep(String),
     /// To the keeper: what has this name is not needed any more.
     Drop(String),
-    /// Both ways: the log has this level from now on, and goes to the file that comes along, if one does.
-    Log(u8),
+    /// Both ways: the log is of this level from now on, by its number, in the file of this name; a new one comes along.
+    Log {
+        /// Number of the level.
+        level: u8,
+        /// Whole path; empty: there is no file.
+        file: String,
+    },
     /// To the keeper: start the next worker from what the executable's path names now.
     Upgrade,
 }
@@ -89,9 +94,9 @@ impl Note {
                 8
             }
             Note::Upgrade => 9,
-            Note::Log(level) => {
+            Note::Log { level, file } => {
                 number = u32::from(*level);
-                10
+                named(10, file, &mut rest)
             }
         };
         [&[kind], &number.to_le_bytes()[..], &rest].concat()
@@ -120,7 +125,7 @@ impl Note {
                 Note::Standing(Standing { keeper_pid, workers: number, began_ms })
             }
             9 => Note::Upgrade,
-            10 => Note::Log(u8::try_from(number).ok()?),
+            10 => Note::Log { level: u8::try_from(number).ok()?, file: name()? },
             _ => return None,
         })
     }
@@ -202,7 +207,7 @@ mod tests {
             Note::Session(Begun { number: 7, again: true, connected_ms: u64::MAX }),
             Note::Standing(Standing { keeper_pid: 1, workers: 2, began_ms: 3 }),
             Note::Upgrade,
-            Note::Log(4),
+            Note::Log { level: 4, file: "/log".to_owned() },
             Note::Kept(name()),
             Note::Ready,
             Note::Over(u32::MAX),

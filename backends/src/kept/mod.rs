@@ -57,8 +57,8 @@ impl Kept {
     }
 
     /// The log is another from now on.
-    pub(crate) fn log_changed(&self, level: u8, file: Option<BorrowedFd<'_>>) {
-        self.tell(&Note::Log(level), file.as_slice());
+    pub(crate) fn log_changed(&self, log: &Note, file: Option<BorrowedFd<'_>>) {
+        self.tell(log, file.as_slice());
     }
 
     /// What a process has that is its own keeper.
@@ -111,7 +111,7 @@ pub(crate) fn arrived(channel: &Channel) -> (BTreeMap<String, OwnedFd>, Option<S
     while let Ok(Some((note, fds))) = channel.try_recv() {
         match note {
             Note::Kept(name) => all.extend(fds.into_iter().next().map(|fd| (name, fd))),
-            Note::Log(level) => log::follow(level, None),
+            Note::Log { level, file } => log::follow(level, &file, None),
             Note::Standing(ours) => standing = Some(ours),
             _ => break,
         }

@@ -7,8 +7,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use thiserror::Error;
@@ -16,6 +16,7 @@ use tracing::Level;
 
 use super::{Format, sink};
 use crate::kept::Kept;
+use crate::kept::channel::{MAX_NAME_BYTES, Note};
 
 /// By the number that stands for it between processes.
 const LEVELS: [Level; 5] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE];
@@ -23,6 +24,8 @@ const INFO: u8 = 2;
 
 static LEVEL: AtomicU8 = AtomicU8::new(INFO);
 static KEEPER: OnceLock<Kept> = OnceLock::new();
+/// What the file is called that has the place of standard error.
+static FILE: Mutex<Option<String>> = Mutex::new(None);
 
 /// Why the log stays where it is.
 #[derive(Debug, Error)]
@@ -36,6 +39,9 @@ pub enum ReopenError {
     /// It is nothing to write lines to.
     #[error("The descriptor for the log is no file, pipe, socket or terminal; open a file for appending")]
     Kind,
+    /// Nobody could find it under this name.
+    #[error("file {0:?}: not a whole path of at most {MAX_NAME_BYTES} bytes; name the file that you opened")]
+    Name(String),
     /// The host refuses.
     #[error("The descriptor for the log cannot be used: {0}; open a file for appending")]
     Host(#[from] io::Error),
@@ -61,17 +67,37 @@ pub fn set_level(level: Level) {
 }
 
 /// Has lines go to this file from now on, in the place of standard error; those of the keeper and the next workers, too.
+/// Its name, if that is another than before, is for those who ask where the log is.
 ///
 /// # Errors
 /// [`ReopenError`]
-pub fn reopen(file: &OwnedFd) -> Result<(), ReopenError> {
+pub fn reopen(file: &OwnedFd, name: Option<&str>) -> Result<(), ReopenError> {
     if super::format() == Format::Journal {
         return Err(ReopenError::Journal);
     }
+    if let Some(wrong) = name.filter(|name| !name.starts_with('/') || name.len() > MAX_NAME_BYTES) {
+        return Err(ReopenError::Name(wrong.chars().take(100).collect()));
+    }
     check(file)?;
     take_file(file)?;
+    if let Some(name) = name {
+        call_file(Some(name.to_owned()));
+    }
     tell(Some(file.as_fd()));
     Ok(())
+}
+
+/// The whole path of the file that took the place of standard error, as far as it was told.
+pub fn file() -> Option<String> {
+    name_of_file().clone()
+}
+
+pub(super) fn call_file(name: Option<String>) {
+    *name_of_file() = name;
+}
+
+fn name_of_file() -> MutexGuard<'static, Option<String>> {
+    FILE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// From now on changes are told to the keeper.
@@ -79,15 +105,21 @@ pub(crate) fn report_to(keeper: Kept) {
     let _ = KEEPER.set(keeper);
 }
 
-/// The number of the level, for another process.
-pub(crate) fn level_number() -> u8 {
-    LEVEL.load(Ordering::Relaxed)
+/// The log as it is now, for another process of this daemon: level and name of the file.
+pub(crate) fn note() -> Note {
+    // A longer one is known to those who parse the options, and to nobody else.
+    let file = file().filter(|name| name.len() <= MAX_NAME_BYTES).unwrap_or_default();
+    Note::Log { level: LEVEL.load(Ordering::Relaxed), file }
 }
 
-/// What another process of this daemon changed: the number of the level, and a file if that is a new one.
-pub(crate) fn follow(level: u8, file: Option<&OwnedFd>) {
+/// Logs as another process of this daemon does: at this level, to the file of this name (empty: there is none), which
+/// comes along if it is a new one.
+pub(crate) fn follow(level: u8, name: &str, file: Option<&OwnedFd>) {
     if let Some(level) = LEVELS.get(usize::from(level)) {
         take_level(*level);
+    }
+    if !name.is_empty() {
+        call_file(Some(name.to_owned()));
     }
     // A worker may have been taken over: its descriptor is looked at like anybody's.
     if let Some(file) = file
@@ -117,7 +149,7 @@ fn take_file(file: &OwnedFd) -> io::Result<()> {
 
 fn tell(file: Option<BorrowedFd<'_>>) {
     if let Some(keeper) = KEEPER.get() {
-        keeper.log_changed(level_number(), file);
+        keeper.log_changed(&note(), file);
     }
 }
 
@@ -145,13 +177,14 @@ mod tests {
     fn levels_keep_their_order_between_processes() {
         for (number, level) in LEVELS.into_iter().enumerate() {
             take_level(level);
-            assert_eq!((usize::from(level_number()), super::level()), (number, level));
+            assert_eq!(usize::from(LEVEL.load(Ordering::Relaxed)), number);
+            assert_eq!(super::level(), level);
             assert!(is_on("error") && is_on(level.as_str()));
-            follow(200, None);
+            follow(200, "", None);
             assert_eq!(super::level(), level);
         }
         assert!(is_on("trace"));
-        follow(1, None);
+        follow(1, "", None);
         assert!(is_on("warn") && !is_on("info"));
         take_level(Level::INFO);
     }

@@ -28,8 +28,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::Level;
 
 pub use crate::log_line as line;
-pub use change::{ReopenError, is_on, level, reopen, set_level};
-pub(crate) use change::{follow, level_number, report_to};
+pub use change::{ReopenError, file, is_on, level, reopen, set_level};
+pub(crate) use change::{follow, note, report_to};
 pub use class::{Cause, Class, Gate, Through, counts};
 pub use guest::GuestData;
 pub use line::{Line, MAX_LINE_BYTES, Origin};
@@ -81,7 +81,6 @@ struct Log {
     /// Standard error is a terminal that shows them.
     colours: AtomicBool,
     journal: Option<UnixDatagram>,
-    file: Option<PathBuf>,
 }
 
 static LOG: OnceLock<Log> = OnceLock::new();
@@ -89,11 +88,6 @@ static LOG: OnceLock<Log> = OnceLock::new();
 /// How lines look.
 pub fn format() -> Format {
     LOG.get().map_or(Format::Text, |log| log.format)
-}
-
-/// The file that took the place of standard error.
-pub fn file() -> Option<PathBuf> {
-    LOG.get()?.file.clone()
 }
 
 /// Begins the log of the process that the operator started: a log file takes the place of standard error, which is kept
@@ -135,7 +129,8 @@ fn set(
     change::take_level(level);
     let origin = Origin { name, pid: std::process::id() };
     // A second log of one process is a test's.
-    let _ = LOG.set(Log { origin, format, colours: AtomicBool::default(), journal, file });
+    let _ = LOG.set(Log { origin, format, colours: AtomicBool::default(), journal });
+    change::call_file(file.map(|path| path.display().to_string()));
     look_at_stderr();
     if format != Format::Text {
         // Whoever reads objects or fields has no use for anything between them.

@@ -43,14 +43,20 @@ impl Watched {
     }
 
     fn reopen(&self, file: Option<&File>) -> (u16, String) {
-        let reply = self.call(Method::Post, "/log/reopen", None, file);
+        self.reopen_as(None, file)
+    }
+
+    fn reopen_as(&self, name: Option<&Path>, file: Option<&File>) -> (u16, String) {
+        let body = name.map(|name| json!({ "file": name }));
+        let reply = self.call(Method::Post, "/log/reopen", body.as_ref(), file);
         (reply.status, String::from_utf8(reply.body).unwrap())
     }
 
-    fn level(&self) -> Value {
+    /// What /state says of the log.
+    fn log(&self, what: &str) -> Value {
         let reply = self.call(Method::Get, "/state", None, None);
         let state: Value = serde_json::from_slice(&reply.body).unwrap();
-        state["log"]["level"].clone()
+        state["log"][what].clone()
     }
 
     /// A number of /metrics, by its name and labels.
@@ -75,7 +81,7 @@ fn another_level_holds_for_keeper_and_workers_and_those_that_follow() {
     for _ in 0..2 {
         daemon.machine.daemon.kill_worker();
         daemon.machine.assert_serves_anew();
-        assert_eq!(daemon.level(), "error");
+        assert_eq!(daemon.log("level"), "error");
     }
     assert_eq!(text(&daemon.log)[quiet..], *"");
     daemon.set_level("info");
@@ -114,10 +120,46 @@ fn lines_go_to_the_end_of_a_file_whoever_else_writes_there() {
     let path = daemon.log.with_file_name("other");
     let file = File::options().write(true).create(true).truncate(false).open(&path).unwrap();
     assert_eq!(daemon.reopen(Some(&file)).0, 200);
+    assert_eq!(daemon.log("file"), json!(daemon.log), "it was not told of another name");
     fs::write(&path, "from another program\n").unwrap();
     drop(break_ring(&mut daemon.machine));
     let log = text(&path);
     assert!(log.starts_with("from another program\n") && log.contains("Ring broken"), "{log}");
+}
+
+#[test]
+fn the_name_of_another_file_is_known_to_the_workers_that_follow() {
+    let mut daemon = Watched::boot(&[]);
+    assert_eq!(daemon.log("file"), json!(daemon.log));
+    let path = daemon.log.with_file_name("other");
+    let file = File::options().append(true).create(true).open(&path).unwrap();
+    assert_eq!(daemon.reopen_as(Some(&path), Some(&file)).0, 200);
+    assert_eq!(daemon.log("file"), json!(path));
+    for _ in 0..2 {
+        daemon.machine.daemon.kill_worker();
+        daemon.machine.assert_serves_anew();
+        assert_eq!(daemon.log("file"), json!(path));
+    }
+    let long = PathBuf::from(format!("/{}", "x".repeat(255)));
+    for wrong in [Path::new("relative"), &long] {
+        let (status, told) = daemon.reopen_as(Some(wrong), Some(&file));
+        assert!(status == 422 && told.contains("not a whole path"), "{status} {told}");
+    }
+}
+
+/// Longer than what keeper and worker tell each other of it.
+#[test]
+fn a_file_of_a_long_name_changes_nothing() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let deep = dir.path().join(["d".repeat(200), "e".repeat(200)].join("/"));
+    fs::create_dir_all(&deep).unwrap();
+    let path = deep.join("log");
+    let mut daemon = Watched::boot(&["--log-file", &path.display().to_string()]);
+    daemon.set_level("debug");
+    daemon.machine.daemon.kill_worker();
+    daemon.machine.assert_serves_anew();
+    assert_eq!((daemon.log("level"), daemon.log("file")), (json!("debug"), json!(path)));
+    assert!(text(&path).contains("another one goes on"));
 }
 
 #[test]
@@ -130,7 +172,7 @@ fn what_is_no_log_is_refused_and_the_old_one_stays() {
     for level in [json!({ "level": "loud" }), json!({ "level": 7 }), json!({}), json!({ "lvl": "info" })] {
         assert_eq!(daemon.call(Method::Put, "/log", Some(&level), None).status, 422, "{level}");
     }
-    assert_eq!(daemon.level(), "info");
+    assert_eq!(daemon.log("level"), "info");
     let log = text(&daemon.log);
     assert!(log.contains("Nothing changed over the control socket"), "{log}");
 }
