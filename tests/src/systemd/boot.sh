@@ -1,5 +1,5 @@
-# Starts systemd as process 1 of new namespaces: sh boot.sh DIR, in a mount namespace of its own. It gets a branch of the
-# control groups, of which it then sees nothing else.
+# Starts systemd as process 1 of new namespaces: sh boot.sh DIR NAME, in a mount namespace of its own. NAME is
+# its branch of the control groups, of which it then sees nothing else.
 set -e
 mount --make-rprivate /
 mkdir "$1/cgroup"

@@ -1,11 +1,15 @@
-# Process 1 before it is systemd: sh init.sh DIR. What it will see is this host's files, with our programs in /usr/bin and
-# an /etc that can be written to; of all units only ours and the journal; and no device of the host.
+# Process 1 before it is systemd: sh init.sh DIR. What it will see is this host's files, with our programs in /usr/bin,
+# where they can be replaced, and an /etc that can be written to; of all units only ours and the journal; no device.
 set -e
-mkdir "$1/etc"
-mount -t tmpfs tmpfs "$1/etc"
-mkdir "$1/etc/upper" "$1/etc/work"
-mount -t overlay overlay -o "lowerdir=$1/bin:/usr/bin" /usr/bin
-mount -t overlay overlay -o "lowerdir=/etc,upperdir=$1/etc/upper,workdir=$1/etc/work" /etc
+own=$1
+mkdir "$own/changes"
+mount -t tmpfs tmpfs "$own/changes"
+over() { # DIR LOWER: the directory is that one, and can be written to
+    mkdir -p "$own/changes$1/upper" "$own/changes$1/work"
+    mount -t overlay overlay -o "lowerdir=$2,upperdir=$own/changes$1/upper,workdir=$own/changes$1/work" "$1"
+}
+over /usr/bin "$own/bin:/usr/bin"
+over /etc /etc
 for dir in /run /var/lib /var/log; do mount -t tmpfs -o mode=755 tmpfs $dir; done
 
 mkdir /run/dev
@@ -22,7 +26,7 @@ mount --move /run/dev /dev
 
 units=/run/systemd/system
 mkdir -p $units /run/log/journal
-cp "$1"/units/* $units
+cp "$own"/units/* $units
 cp /lib/systemd/system/systemd-journald.service /lib/systemd/system/systemd-journald*.socket $units
 rm -f $units/systemd-journald-audit.socket
 for target in sysinit basic sockets shutdown; do printf '[Unit]\nDefaultDependencies=no\n' >$units/$target.target; done
@@ -33,5 +37,5 @@ mount -t cgroup2 cgroup2 /sys/fs/cgroup
 # Settings of the kernel belong to everybody.
 mount --bind /proc/sys /proc/sys
 mount -o remount,bind,ro /proc/sys
-exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=outboard SYSTEMD_UNIT_PATH=$units NOTIFY_SOCKET="$1/ready" \
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=outboard SYSTEMD_UNIT_PATH=$units NOTIFY_SOCKET="$own/ready" \
     /lib/systemd/systemd --system --unit=basic.target --show-status=no --log-target=journal

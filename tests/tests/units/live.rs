@@ -1,6 +1,9 @@
 //! The units in a systemd of their own: activation by a socket, keepers that are killed and services that are restarted
 //! under a front-end that notices nothing, and what the processes may do.
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use backends::control::Method;
@@ -168,6 +171,70 @@ fn console_serves_through_crashes_and_restarts() {
     serves_through_crashes_and_restarts(Service::console());
 }
 
+impl Service {
+    /// Adds these lines to its [Service].
+    fn amend(&self, lines: &str) {
+        let path = format!("/run/systemd/system/{}.d/50-test.conf", self.name());
+        self.system.write(&path, &format!("[Service]\n{lines}\n"));
+        self.system.said(&["systemctl", "daemon-reload"]);
+    }
+
+    /// User of its keeper, by number.
+    fn uid(&self) -> String {
+        self.system.status(&self.keeper(), "Uid").split(' ').next().unwrap_or_default().to_owned()
+    }
+}
+
+#[test]
+fn a_user_that_exists_is_taken_with_an_image_that_is_elsewhere() {
+    let Some(service) = Service::new("blk", BLK, "image = '/srv/vm1.img'\nqueues = 2\n") else { return };
+    let run = |words: &[&str]| service.system.said(words);
+    run(&["mount", "-t", "tmpfs", "none", "/srv"]);
+    run(&["truncate", "--size=1M", "/srv/vm1.img"]);
+    run(&["useradd", "--system", "outboard-vm1"]);
+    run(&["chown", "outboard-vm1", "/srv/vm1.img"]);
+    service.amend("ReadWritePaths=/srv");
+    let _serving = service.connect();
+    assert_eq!(service.uid(), run(&["id", "--user", "outboard-vm1"]));
+}
+
+/// A block device with a file behind it; detached when dropped.
+struct Loop(String);
+
+impl Loop {
+    fn new(file: &Path) -> Option<Loop> {
+        let attached = Command::new("losetup").args(["--find", "--show"]).arg(file).output().ok()?;
+        let path = String::from_utf8(attached.stdout).ok()?.trim().to_owned();
+        attached.status.success().then_some(Loop(path))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_served_when_the_unit_allows_it() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let Some(device) = Loop::new(image.path()) else {
+        return skip("loop-device", "the host attaches no file to a block device");
+    };
+    let options = format!("image = '{}'\nqueues = 2\n", device.0);
+    let Some(service) = Service::new("blk", BLK, &options) else { return };
+    let run = |words: &[&str]| service.system.said(words);
+    let number = device.0.trim_start_matches("/dev/loop");
+    run(&["mknod", &device.0, "b", "7", number]);
+    run(&["useradd", "--system", "outboard-vm1"]);
+    run(&["chown", "outboard-vm1", &device.0]);
+    let refused = service.system.run(&["systemctl", "start", &service.name()]);
+    assert!(!refused.status.success(), "it is served without having been allowed");
+    service.amend(&format!("PrivateDevices=no\nDeviceAllow={} rw", device.0));
+    let _serving = service.connect();
+}
+
 #[test]
 fn a_control_client_starts_the_daemon_and_is_answered_by_each_worker() {
     let Some(service) = Service::rng() else { return };
@@ -194,6 +261,30 @@ fn a_control_client_starts_the_daemon_and_is_answered_by_each_worker() {
 }
 
 #[test]
+fn an_upgrade_takes_the_executable_that_is_there_now() {
+    let Some(service) = Service::rng() else { return };
+    let (mut frontend, mut ring) = service.connect();
+    let executable =
+        |pid: &str| std::fs::metadata(service.system.path(&format!("/proc/{pid}/exe"))).unwrap().ino();
+    let before = service.system.children(&service.keeper());
+    // As dpkg does it.
+    service.system.said(&["cp", "/usr/bin/outboard-rng", "/usr/bin/outboard-rng.dpkg-new"]);
+    service.system.said(&["mv", "/usr/bin/outboard-rng.dpkg-new", "/usr/bin/outboard-rng"]);
+    let new = std::fs::metadata(service.system.path("/usr/bin/outboard-rng")).unwrap().ino();
+    assert_ne!(executable(&before[0]), new);
+
+    let path = service.system.path(&format!("/run/outboard/{MACHINE}/rng.control"));
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    assert_eq!(client.call(Method::Post, "/upgrade", None, None).unwrap().status, 202);
+    client.wait_closed().unwrap();
+    service.assert_serves(&mut ring);
+    frontend.sync().unwrap();
+    let after = service.system.children(&service.keeper());
+    assert_ne!(before, after);
+    assert_eq!(executable(&after[0]), new);
+}
+
+#[test]
 fn a_wrong_option_is_told_once_and_not_tried_again() {
     let Some(service) = Service::new("blk", BLK, "image = '/nowhere.img'") else { return };
     let started = service.system.run(&["systemctl", "start", &service.name()]);
@@ -209,7 +300,6 @@ fn a_wrong_option_is_told_once_and_not_tried_again() {
 
 #[test]
 fn members_of_kvm_may_connect_and_the_daemon_itself_may_not() {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let Some(service) = Service::rng() else { return };
     let _serving = service.connect();
     for name in ["rng.sock", "rng.control"] {
