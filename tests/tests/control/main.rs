@@ -1,11 +1,12 @@
 //! The control socket of real daemons: what it answers, what it changes, and clients that would disturb somebody.
 //!
 //! `answers`: state and metrics of every daemon. `changes`: a limit, an upgrade, over the lives of workers. `clients`:
-//! those that are no good.
+//! those that are no good. `document`: `docs/openapi.json` against the code and against live answers.
 
 mod answers;
 mod changes;
 mod clients;
+mod document;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
