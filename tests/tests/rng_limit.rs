@@ -64,6 +64,9 @@ fn r03_a_flood_gets_no_more_requests_than_agreed() {
 /// One request is an hour's worth: whoever waits for the bucket waits longer than this test.
 const AN_HOUR: &str = "bytes=1,burst_ms=1";
 
+/// Stops that are measured. This test may have to share its CPU: a quarter of them must have had it to themselves.
+const ROUNDS: usize = 100;
+
 #[test]
 fn r03_a_throttled_ring_stops_within_a_millisecond() {
     for engine in ENGINES {
@@ -71,15 +74,22 @@ fn r03_a_throttled_ring_stops_within_a_millisecond() {
         let mut ring = machine.start_queue().unwrap();
         fill_ring(&mut ring);
         ring.wait_used().unwrap();
-        let mut best = Duration::MAX;
-        for _ in 0..20 {
+        let mut times = Vec::new();
+        for _ in 0..ROUNDS {
             let began = Instant::now();
             let base = machine.frontend.stop(0).unwrap();
-            best = best.min(began.elapsed());
+            times.push(began.elapsed());
             assert_eq!(base & 0x7fff, 1, "{engine}: one request was taken");
             machine.frontend.start(0, &ring, base).unwrap();
         }
-        assert!(best <= Duration::from_millis(1), "{engine}: {best:?} at best");
+        times.sort();
+        println!(
+            "{engine}: {:?} at best, {:?} in the middle, {:?} at worst",
+            times[0],
+            times[ROUNDS / 2],
+            times[ROUNDS - 1]
+        );
+        assert!(times[ROUNDS / 4] <= Duration::from_millis(1), "{engine}: {times:?}");
     }
 }
 

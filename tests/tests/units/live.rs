@@ -299,6 +299,21 @@ fn a_wrong_option_is_told_once_and_not_tried_again() {
 }
 
 #[test]
+fn lines_reach_the_journal_with_their_fields() {
+    let Some(service) = Service::rng() else { return };
+    let (_frontend, mut ring) = service.connect();
+    service.system.kill(&service.system.children(&service.keeper())[0]);
+    service.assert_serves(&mut ring);
+    let told = service.system.said(&["journalctl", "--no-pager", "--output=json", "--unit", &service.name()]);
+    let entries: Vec<Value> = told.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ours = entries.iter().filter(|entry| entry["SYSLOG_IDENTIFIER"] == "outboard-rng");
+    let warned = ours.clone().find(|entry| entry["PRIORITY"] == "4");
+    let warned = warned.unwrap_or_else(|| panic!("nobody tells that a worker was killed: {told}"));
+    assert!(warned["MESSAGE"].as_str().unwrap().contains("orker"), "{warned}");
+    assert!(ours.clone().all(|entry| entry["_TRANSPORT"] == "journal"), "{told}");
+}
+
+#[test]
 fn members_of_kvm_may_connect_and_the_daemon_itself_may_not() {
     let Some(service) = Service::rng() else { return };
     let _serving = service.connect();
