@@ -145,7 +145,7 @@ pub struct Latency {
     pub max: f64,
 }
 
-/// A daemon's log.
+/// A log.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Log {
@@ -165,6 +165,9 @@ pub struct MachineState {
     /// Its devices.
     #[serde(default)]
     pub devices: Vec<Device>,
+    /// Where it writes its log.
+    #[serde(default)]
+    pub log: Log,
 }
 
 /// A VMM and its machine.

@@ -1,4 +1,4 @@
-//! `outboard ctl log`: where a daemon's log goes, how much it tells, and a new file for it.
+//! `outboard ctl log`: where a log goes, how much it tells, and a new file for it.
 //!
 //! The daemon opens nothing: the file is opened here, as the daemon would have at its start, and passed with the request.
 
@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use backends::control::Method;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::answer::Log;
@@ -18,13 +19,21 @@ use super::{Ctl, Fields};
 /// Of a log file that is made.
 const MODE: u32 = 0o640;
 
+/// What daemons and machines answer alike.
+#[derive(Deserialize)]
+struct Answer {
+    log: Log,
+}
+
 /// Changes what the options ask for, and shows how it is then.
 pub fn run(ctl: &Ctl<'_>, level: Option<String>, reopen: Option<Option<PathBuf>>) -> Result<(), CtlError> {
     let mut target = ctl.connect()?;
-    let state = ctl.daemon(&mut target, "log")?;
     if let Some(file) = reopen {
-        let file = file.or_else(|| state.log.file.map(PathBuf::from));
-        pass_file(&mut target, &file.ok_or(CtlError::NoLogFile)?)?;
+        let file = match file {
+            Some(file) => file,
+            None => target.read::<Answer>("/state")?.log.file.ok_or(CtlError::NoLogFile)?.into(),
+        };
+        pass_file(&mut target, &file)?;
     }
     if let Some(level) = level {
         target.change(Method::Put, "/log", Some(&json!({"level": level})), None)?;

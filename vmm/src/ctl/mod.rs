@@ -68,7 +68,7 @@ pub fn run(options: CtlOptions) -> Result<(), CtlError> {
             ctl.look("/device", watch.watch, settings_screen).map_err(for_whom("device", DAEMON))
         }
         CtlCommand::Set { settings } => ctl.set(&settings).map_err(for_whom("set", DAEMON)),
-        CtlCommand::Log { level, reopen } => log::run(&ctl, level, reopen).map_err(for_whom("log", DAEMON)),
+        CtlCommand::Log { level, reopen } => log::run(&ctl, level, reopen),
         CtlCommand::Upgrade => upgrade::run(&ctl).map_err(for_whom("upgrade", DAEMON)),
         CtlCommand::Pause => ctl.post("/pause").map_err(for_whom("pause", MACHINE)),
         CtlCommand::Resume => ctl.post("/resume").map_err(for_whom("resume", MACHINE)),

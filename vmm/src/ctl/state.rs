@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::answer::{DaemonState, Device, FrontEnd, Latency, MachineState, Queue, Sandbox, State};
+use super::answer::{DaemonState, Device, FrontEnd, Latency, Log, MachineState, Queue, Sandbox, State};
 use super::rates::{Sample, per_second};
 use super::screen::{Column, Fields, NOTHING, Table, units};
 use super::settings;
@@ -57,17 +57,24 @@ fn fields(state: &DaemonState, now: f64, width: Option<usize>) -> String {
     if !daemon.sandbox.mode.is_empty() {
         fields.add("sandbox", sandbox(&daemon.sandbox));
     }
-    let file = state.log.file.as_deref().unwrap_or("standard error");
-    fields.add("log", format!("{} and above, as {}, to {file}", state.log.level, state.log.format));
+    fields.add("log", log(&state.log));
     match &state.front_end {
         None => drop(fields.add("front-end", "none is connected")),
         Some(front_end) => add_front_end(&mut fields, front_end, now),
     }
     fields.add("device", daemon.kind.clone());
     for (name, value) in settings::flat(&state.device) {
-        fields.add(format!("  {name}"), settings::readable(&name, &value));
+        fields.add(
+            format!("  {name}"),
+            if value.is_null() { NOTHING.to_owned() } else { settings::readable(&name, &value) },
+        );
     }
     fields.render(width)
+}
+
+fn log(log: &Log) -> String {
+    let file = log.file.as_deref().unwrap_or("standard error");
+    format!("{} and above, as {}, to {file}", log.level, log.format)
 }
 
 fn sandbox(sandbox: &Sandbox) -> String {
@@ -155,6 +162,9 @@ fn machine_screen(state: &MachineState, now: f64, width: Option<usize>) -> [Stri
     let cpus = if vmm.cpus == 1 { "CPU" } else { "CPUs" };
     fields.add("process", vmm.pid.to_string());
     fields.add("guest", format!("{}, {} {cpus}, {}", vmm.state, vmm.cpus, units::bytes(vmm.memory_bytes)));
+    if !state.log.level.is_empty() {
+        fields.add("log", log(&state.log));
+    }
     let head = format!("{} {}, up {}\n", vmm.name, vmm.version, since(vmm.started_unix_s, now));
     [head, fields.render(width), device_table(&state.devices, now).render(width)]
 }
