@@ -9,8 +9,8 @@
 //! [`queue::Queue::abandon`]. Beside the data path, [`proto`] speaks vhost-user, [`session`] decides what a
 //! message means, [`server`] carries it out, [`worker`] runs the queues and, beside them, [`task`]s, and [`daemon`] is
 //! the way from the command line ([`options`], and [`config`] for a file of them) to all that, by way of what it has to
-//! open first ([`opened`]); [`keeper`] holds the front-end while worker processes come and go. A
-//! daemon adds a [`device::Device`] and a [`device::Handler`]; `README.md` of this
+//! open first ([`opened`]); [`keeper`] holds the front-end while worker processes come and go, and [`control`]
+//! answers the operator. A daemon adds a [`device::Device`] and a [`device::Handler`]; `README.md` of this
 //! crate builds one.
 //!
 //! `unsafe` lives in `memory`, `sys` and `engine` only.

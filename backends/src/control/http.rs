@@ -267,15 +267,38 @@ mod tests {
         assert_eq!(text(true, true), format!("{head}Connection: close\r\n\r\n"));
     }
 
+    /// Bytes of which many are such as requests have.
+    fn request_like() -> impl Strategy<Value = Vec<u8>> {
+        let words = [
+            "GET ",
+            "/x",
+            " HTTP/1.1",
+            "\r\n",
+            "\n",
+            ": ",
+            "Content-Length",
+            "7",
+            "Host",
+            ",",
+            "Connection",
+            "close",
+        ];
+        let word = prop::sample::select(words.to_vec()).prop_map(|word| word.as_bytes().to_vec());
+        let piece = prop_oneof![6 => word, 1 => prop::collection::vec(any::<u8>(), 0..20)];
+        prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+    }
+
     proptest! {
-        /// No bytes end the program, and what is found lies within them and the limits.
+        /// No bytes end the program; what is found lies within them and the limits, however they arrived.
         #[test]
-        fn anything_may_come(bytes in prop::collection::vec(any::<u8>(), 0..2000), prefix in any::<bool>()) {
+        fn anything_may_come(bytes in request_like(), prefix in any::<bool>()) {
             let begin: &[u8] = if prefix { b"PUT /log HTTP/1.1\r\nHost: x\r\n" } else { b"" };
             let bytes = [begin, &bytes].concat();
             if let Ok(Some(head)) = Head::parse(&bytes) {
                 prop_assert!(head.head_bytes <= bytes.len() && head.body_bytes <= MAX_BODY_BYTES);
             }
+            let first = (0..bytes.len()).map(|end| Head::parse(&bytes[..end])).find(|parsed| *parsed != Ok(None));
+            prop_assert!(first.is_none_or(|first| first == Head::parse(&bytes)));
         }
     }
 }
