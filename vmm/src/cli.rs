@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use backends::config::{self, ConfigError, Origin};
@@ -10,6 +11,7 @@ use backends::log;
 use backends::options::one_line;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use signal_hook::consts::SIGXFSZ;
 
 use crate::config::RunOptions;
 use crate::error::{EXIT_OPTION, Error, system};
@@ -132,6 +134,9 @@ fn execute(command: Command, start: Instant) -> Result<(), Stop> {
         }
         Command::Run(options) => {
             log::begin(NAME, &options.log)?;
+            // A log or a serial line in a file at its size limit: the write fails, the guest goes on.
+            signal_hook::flag::register(SIGXFSZ, Arc::default())
+                .map_err(system("install signal handlers"))?;
             let plan = options.into_plan()?;
             builder::start(plan, start)?.run()?;
         }

@@ -32,6 +32,7 @@ mod connection;
 pub mod daemon;
 mod desk;
 pub mod http;
+pub mod logs;
 pub mod metrics;
 mod names;
 mod numbers;

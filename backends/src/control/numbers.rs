@@ -1,10 +1,10 @@
 //! `GET /metrics`: what a daemon counts, for Prometheus. Counters begin with the daemon, not with its worker.
 
 use super::daemon::Daemon;
+use super::logs;
 use super::metrics::{Exposition, Kind};
 use super::state::{state_name, workers_started};
 use crate::device::Device;
-use crate::log;
 use crate::stats::{Count, QueueStats, State};
 
 /// Counters of a queue.
@@ -30,7 +30,7 @@ pub(super) fn of<D: Device>(daemon: &Daemon<D>) -> String {
     let mut text = Exposition::default();
     about(daemon, &mut text);
     queues(&daemon.stats.queues().collect::<Vec<_>>(), &mut text);
-    log_lines(&mut text);
+    logs::count(&mut text);
     daemon.device.metrics(&mut text);
     text.finish()
 }
@@ -72,25 +72,6 @@ fn queues(queues: &[QueueStats], text: &mut Exposition) {
         let buckets = latency.octaves().map(|(ns, below)| (seconds(ns), below));
         text.histogram(&[("queue", &index)], buckets, seconds(latency.sum_ns()), latency.count());
     }
-}
-
-/// Of this worker's own: a keeper has none that anybody could ask.
-fn log_lines(text: &mut Exposition) {
-    let counts: Vec<_> = log::counts().collect();
-    text.family("outboard_log_lines_written_total", Kind::Counter, "Lines others caused, by what they did.");
-    for (class, written, _) in &counts {
-        text.sample(&[("class", class)], written);
-    }
-    text.family(
-        "outboard_log_lines_left_out_total",
-        Kind::Counter,
-        "The same, of which there were too many.",
-    );
-    for (class, _, left_out) in &counts {
-        text.sample(&[("class", class)], left_out);
-    }
-    let help = "Lines that could not be written because nobody took them.";
-    text.single("outboard_log_lines_lost_total", Kind::Counter, help, log::lost());
 }
 
 #[allow(clippy::cast_precision_loss, reason = "Prometheus knows no other numbers")]

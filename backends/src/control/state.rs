@@ -5,10 +5,9 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::daemon::{About, Daemon};
-use super::names;
+use super::{logs, names};
 use crate::device::Device;
 use crate::kept::channel::Standing;
-use crate::log;
 use crate::server::seen::View;
 use crate::stats::{Count, QueueStats, RingStats, State};
 
@@ -18,16 +17,7 @@ pub(super) fn of<D: Device>(daemon: &Daemon<D>) -> Value {
         "front_end": daemon.seen.now().map(|view| front_end(&view, |bit| daemon.device.feature_name(bit))),
         "queues": daemon.stats.queues().enumerate().map(queue).collect::<Vec<_>>(),
         "device": daemon.device.state(),
-        "log": log(),
-    })
-}
-
-/// Also what a change of it is answered with.
-pub(super) fn log() -> Value {
-    json!({
-        "level": log::level().to_string().to_lowercase(),
-        "format": log::format().to_string(),
-        "file": log::file(),
+        "log": logs::state(),
     })
 }
 

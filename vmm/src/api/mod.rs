@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use backends::control::metrics::{CONTENT_TYPE, Exposition, Kind};
-use backends::control::{self, Answer, Call, Control, Method, Route, Service};
+use backends::control::{self, Answer, Call, Control, Method, Route, Service, logs};
 use serde_json::{Value, json};
 
 use self::remote::{Order, Outcome, Remote, Standing};
@@ -39,6 +39,8 @@ pub const ROUTES: &[Route] = &[
     Route::new(Method::Get, "/metrics"),
     Route::new(Method::Post, "/pause"),
     Route::new(Method::Post, "/resume"),
+    logs::LEVEL,
+    logs::REOPEN,
 ];
 
 /// The socket; its path goes away with it.
@@ -119,6 +121,7 @@ impl Api {
                 "started_unix_s": unix_s(self.timings.start()),
             },
             "devices": devices,
+            "log": logs::state(),
         })
     }
 
@@ -147,6 +150,7 @@ impl Api {
         let (exits, wakes) = (self.timings.kvm_exits(), self.timings.epoll_returns());
         text.single("outboard_kvm_exits_total", Kind::Counter, "Returns of KVM_RUN.", exits);
         text.single("outboard_loop_wakes_total", Kind::Counter, "Wake-ups of the main loop.", wakes);
+        logs::count(&mut text);
         text.finish()
     }
 
@@ -171,6 +175,7 @@ impl Service for Api {
         match call.route.path {
             "/state" => Answer::json(&self.state()),
             "/metrics" => Answer::text(CONTENT_TYPE, self.metrics()),
+            "/log" | "/log/reopen" => logs::answer(&call),
             "/pause" => self.order(Order::Pause),
             _ => self.order(Order::Resume),
         }
