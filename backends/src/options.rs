@@ -139,6 +139,9 @@ pub enum PathProblem {
     /// Something else is there.
     #[error("something that is no socket is there; remove it or use another path")]
     NoSocket,
+    /// Front-ends and control clients would come by one socket.
+    #[error("--socket-path is the same; use another path, like one that ends in .control")]
+    Shared,
     /// Another process listens there.
     #[error("another process listens there; stop it or use another path")]
     InUse,
@@ -163,7 +166,10 @@ impl Common {
     /// # Errors
     /// [`SocketError`]
     pub fn check(&self) -> Result<(), SocketError> {
-        self.control_socket.as_ref().map_or(Ok(()), |path| check_listen(CONTROL_SOCKET, path))?;
+        if let Some(path) = &self.control_socket {
+            self.check_control(path)?;
+            check_listen(CONTROL_SOCKET, path)?;
+        }
         match (&self.socket_path, self.fd) {
             (Some(path), _) => check_listen("--socket-path", path),
             (None, Some(fd)) => from_fd(fd).map(drop),
@@ -186,12 +192,22 @@ impl Common {
         Ok(())
     }
 
+    /// The control socket needs a path of its own.
+    fn check_control(&self, path: &Path) -> Result<(), SocketError> {
+        if self.socket_path.as_deref() == Some(path) {
+            let (option, path) = (CONTROL_SOCKET, path.into());
+            return Err(SocketError::Path { option, path, problem: PathProblem::Shared });
+        }
+        Ok(())
+    }
+
     fn prepare_control(&self, opened: &mut Opened) -> Result<(), SocketError> {
         let passed = passed()?.into_iter().find(|(_, name)| name == CONTROL);
         match (&self.control_socket, passed) {
             (None, None) => {}
             (None, Some((fd, _))) => opened.insert(CONTROL, from_fd(fd)?),
             (Some(path), None) => {
+                self.check_control(path)?;
                 opened.listen_by(CONTROL, path, || control::listen(CONTROL_SOCKET, path))?;
             }
             (Some(_), Some(_)) => {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tests::daemon::Launch;
 use tests::machine::{BLK, Machine, RNG};
 
-use super::{DEVICES, PATIENCE, ask, boot, connect, python, socket, state};
+use super::{DEVICES, PATIENCE, ask, boot, connect, python, socket, state, state_after};
 
 /// The text of `/metrics` by Prometheus' own parser: samples by name and labels, and the types of the families.
 const PARSER: &str = "
@@ -46,7 +46,7 @@ fn state_tells_processes_front_end_queues_and_device() {
         let mut machine = boot(device, &["--engine", "epoll"]);
         let mut ring = machine.start_queue().unwrap();
         (0..7).for_each(|_| machine.assert_serves(&mut ring));
-        let state = state(&machine);
+        let state = state_after(&machine, 7);
         let (daemon, front_end) = (&state["daemon"], &state["front_end"]);
         let queue = &state["queues"][usize::from(device.queue)];
         assert_eq!(daemon["name"], device.binary);
@@ -92,16 +92,15 @@ fn what_is_told_goes_on_over_the_lives_of_workers() {
         let mut machine = boot(device, &[]);
         let mut ring = machine.start_queue().unwrap();
         (0..5).for_each(|_| machine.assert_serves(&mut ring));
-        let before = state(&machine);
+        let before = state_after(&machine, 5);
         machine.daemon.kill_worker();
         machine.assert_serves(&mut ring);
-        let after = state(&machine);
+        let after = state_after(&machine, 6);
         assert_eq!(after["daemon"]["workers_started"], 2);
         assert_eq!(after["daemon"]["worker_pid"], machine.daemon.worker_pid());
         for same in ["/daemon/keeper_pid", "/daemon/started_unix_s", "/front_end/connected_unix_s"] {
             assert_eq!(before.pointer(same).unwrap(), after.pointer(same).unwrap(), "{same}");
         }
-        assert_eq!(after["queues"][usize::from(device.queue)]["requests"], 6);
         assert_eq!(metrics(&machine).0["outboard_front_ends_total{}"], 1.0);
     }
 }
@@ -112,7 +111,7 @@ fn metrics_are_read_by_prometheus_and_agree_with_state() {
         let mut machine = boot(device, &[]);
         let mut ring = machine.start_queue().unwrap();
         (0..9).for_each(|_| machine.assert_serves(&mut ring));
-        let (state, (samples, types)) = (state(&machine), metrics(&machine));
+        let (state, (samples, types)) = (state_after(&machine, 9), metrics(&machine));
         for (index, queue) in state["queues"].as_array().unwrap().iter().enumerate() {
             for (name, member) in [
                 ("requests_total", "requests"),
@@ -172,6 +171,16 @@ fn a_second_daemon_does_not_take_the_socket() {
 }
 
 #[test]
+fn one_path_for_two_sockets_is_refused() {
+    for check in [&[][..], &["--check"]] {
+        let launch = Launch::new("outboard-rng").args(["--socket-path", "./x", "--control-socket", "./x"]);
+        let exit = launch.args(check.iter().copied()).run();
+        let told = ["--control-socket ./x", "--socket-path is the same", "another path"];
+        assert!(exit.code == Some(2) && told.iter().all(|word| exit.stderr.contains(word)), "{exit}");
+    }
+}
+
+#[test]
 fn a_socket_called_control_comes_from_systemd_beside_that_of_front_ends() {
     let launch = Launch::new("outboard-rng");
     let [front, own] = [launch.socket(), socket(launch.dir())].map(|path| UnixListener::bind(path).unwrap());
@@ -196,10 +205,9 @@ fn without_a_keeper_there_is_no_upgrade_and_the_rest_is_the_same() {
     let mut machine = boot(RNG, &["--keeper", "off"]);
     let mut ring = machine.start_queue().unwrap();
     machine.assert_serves(&mut ring);
-    let state = state(&machine);
+    let state = state_after(&machine, 1);
     assert_eq!(state["daemon"]["keeper_pid"], Value::Null);
     assert_eq!(state["daemon"]["worker_pid"], machine.daemon.pid());
-    assert_eq!(state["queues"][0]["requests"], 1);
     let (status, refused) = ask(&machine, Post, "/upgrade", None);
     assert_eq!(
         (status, refused["error"].as_str().unwrap().contains("--keeper off")),

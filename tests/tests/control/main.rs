@@ -11,7 +11,7 @@ mod document;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backends::control::Method::{self, Get};
 use backends::control::client::{Client, Reply};
@@ -20,6 +20,7 @@ use tests::daemon::Launch;
 use tests::guest::format::RingKind;
 use tests::guest::memory::Ram;
 use tests::machine::{BLK, CONSOLE, Device, Machine, RAM_BYTES, RNG};
+use tests::wait;
 
 /// Longer than any answer takes on a busy machine, shorter than what a test may take.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -76,4 +77,18 @@ fn python(program: &str, args: &[&str], input: &[u8]) -> Value {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", output.status);
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The state once that many requests of the device's queue are counted, which is a moment after the guest has them.
+#[track_caller]
+fn state_after(machine: &Machine, requests: u64) -> Value {
+    let until = wait::deadline();
+    loop {
+        let state = state(machine);
+        let counted = &state["queues"][usize::from(machine.device.queue)]["requests"];
+        if *counted == requests {
+            return state;
+        }
+        assert!(Instant::now() < until, "{counted} requests, not {requests}");
+    }
 }
