@@ -167,6 +167,15 @@ fn a_machine_that_started_again_still_answers() {
 }
 
 #[test]
+fn the_log_of_a_machine_is_asked_and_changed_as_that_of_a_daemon() {
+    let guest = Guest::start("");
+    assert!(guest.says(&["log", "--level", "debug"]).starts_with("level   debug\n"));
+    let state = guest.says(&["state"]);
+    assert!(state.contains("log      debug and above, as text, to standard error\n"), "{state}");
+    assert_refused(&guest.ctl(&["log", "--reopen"]), 2, &["standard error", "--reopen FILE"]);
+}
+
+#[test]
 fn what_only_a_daemon_has_is_told() {
     let guest = Guest::start("");
     for command in [&["device"][..], &["set", "a=1"], &["upgrade"]] {
