@@ -29,11 +29,10 @@ struct Answer {
 pub fn run(ctl: &Ctl<'_>, level: Option<String>, reopen: Option<Option<PathBuf>>) -> Result<(), CtlError> {
     let mut target = ctl.connect()?;
     if let Some(file) = reopen {
-        let file = match file {
-            Some(file) => file,
-            None => target.read::<Answer>("/state")?.log.file.ok_or(CtlError::NoLogFile)?.into(),
-        };
-        pass_file(&mut target, &file)?;
+        match file {
+            Some(file) => pass(&mut target, &file, Some(&json!({"file": whole(&file)})))?,
+            None => pass_again(&mut target)?,
+        }
     }
     if let Some(level) = level {
         target.change(Method::Put, "/log", Some(&json!({"level": level})), None)?;
@@ -42,10 +41,21 @@ pub fn run(ctl: &Ctl<'_>, level: Option<String>, reopen: Option<Option<PathBuf>>
     ctl.say(&state["log"], || screen(&serde_json::from_value(state["log"].clone()).unwrap_or_default()))
 }
 
-/// Opens the file and hands it over.
-fn pass_file(target: &mut Target, path: &Path) -> Result<(), CtlError> {
+/// Opens the file that the log has by its name, and hands it over.
+fn pass_again(target: &mut Target) -> Result<(), CtlError> {
+    let file = target.read::<Answer>("/state")?.log.file.ok_or(CtlError::NoLogFile)?;
+    pass(target, Path::new(&file), None)
+}
+
+/// Opens the file and hands it over, with its name if that is another.
+fn pass(target: &mut Target, path: &Path, name: Option<&Value>) -> Result<(), CtlError> {
     let file = open(path).map_err(|cause| CtlError::LogFile { path: path.to_owned(), cause })?;
-    target.change(Method::Post, "/log/reopen", None, Some(file.as_fd())).map(drop)
+    target.change(Method::Post, "/log/reopen", name, Some(file.as_fd())).map(drop)
+}
+
+/// The path as other programs can use it.
+fn whole(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn open(path: &Path) -> std::io::Result<File> {

@@ -105,6 +105,11 @@ fn a_log_tells_more_and_goes_on_in_a_new_file_after_the_old_one_was_moved() {
     assert_eq!(fs::read_to_string(&old).unwrap(), before);
     assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o137, 0, "not for everybody");
     drop(frontend);
+    let other = rng.dir().join("other").display().to_string();
+    let shown = said(&rng.ctl(&["log", "--reopen", &other]));
+    assert!(shown.ends_with(&format!("file    {other}\n")) && fs::exists(&other).unwrap(), "{shown}");
+    said(&rng.ctl(&["upgrade"]));
+    assert_eq!(rng.json("state")["log"]["file"], other, "the next worker knows it too");
     assert_refused(&rng.ctl(&["log", "--level", "loud"]), 2, &["--level", "loud", "debug"]);
     assert_refused(&rng.ctl(&["log", "--reopen", "/nowhere/x"]), 2, &["--reopen /nowhere/x", "can write"]);
 }
