@@ -140,8 +140,8 @@ fn a_front_end_that_hung_up_is_stored_no_longer() {
     let socket = machine.daemon.socket().to_owned();
     let Machine { daemon, frontend, .. } = machine;
     drop(frontend);
-    // The listener and the counters are left.
-    manager.await_descriptors(2);
+    // The listener, the counters and the worker's fence are left.
+    manager.await_descriptors(3);
     assert_eq!(daemon.terminate().code, Some(0));
     assert!(!socket.exists());
 }
