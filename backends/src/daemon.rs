@@ -280,6 +280,7 @@ fn serve<P: Program>(line: CommandLine<P>, kept: &Kept, endpoint: Endpoint) -> R
         fence: kept.take(FENCE).map(Arc::new),
     };
     let mut server = Server::new(device, settings, kept).map_err(Failure::host)?;
+    crate::sys::cut_clean_mappings();
     let about = About { name: P::NAME, kind: P::TYPE, engine: common.engine, began_ms };
     let mut control = control(about, kept, &server).map_err(Failure::host)?;
     control.iter_mut().try_for_each(Control::start).map_err(Failure::host)?;

@@ -231,6 +231,11 @@ impl Keeper {
         self.standing.workers = self.standing.workers.saturating_add(1);
         let worker = Worker::spawn(&self.program, &self.kept, self.standing, theirs);
         let mut worker = worker.map_err(Stop::Failed)?;
+        if !self.begun {
+            // While it begins: nobody waits for this.
+            crate::sys::cut_clean_mappings();
+            crate::sys::drop_clean_pages();
+        }
         let ready = worker.ready(&self.signals);
         self.keep(worker.gifts());
         ready.map(|()| self.worker = Some(worker))

@@ -115,8 +115,6 @@ impl Told {
 fn keep(name: &'static str, Told { opened: mut kept, made, path, args }: Told) -> Result<ExitCode, Failure> {
     allow_descriptors();
     crate::sys::set_name(name);
-    // Mappings are cut into pieces now, so that their number stays what it is.
-    crate::sys::drop_clean_pages();
     let signals = Signals::new().map_err(Failure::host)?;
     // A log at its size limit: the line is lost, the keeper goes on.
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;

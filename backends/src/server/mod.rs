@@ -11,6 +11,7 @@ mod host;
 pub mod seen;
 mod transfer;
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -38,6 +39,7 @@ use crate::proto::wire::{BackendCode, DecodeError, Header};
 use crate::proto::{Connection, Frame, ProtocolFeatures, Reply, Request, TransportError};
 use crate::session::{Direction, Offer, Refusal, Session};
 use crate::stats::Stats;
+use crate::sys;
 use crate::worker::Workers;
 use seen::Seen;
 
@@ -63,6 +65,9 @@ const PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::MQ
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the daemon's end waits for it.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// After what time without anything to do the process makes itself small.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// How long an accept that failed for want of descriptors or memory is left alone.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -119,6 +124,8 @@ pub struct Server<D: Device> {
     unsealed: bool,
     front_end: FrontEnd,
     seen: Seen,
+    /// Something was done since memory was last given back.
+    stirred: Cell<bool>,
     /// Since when the front-end's rings are being taken back because it went.
     closing: Option<Instant>,
     /// Readable when the daemon is to end.
@@ -185,6 +192,7 @@ impl<D: Device> Server<D> {
             unsealed: false,
             front_end: FrontEnd::default(),
             seen: Seen::default(),
+            stirred: Cell::new(true),
             closing: None,
             end: None,
         })
@@ -428,8 +436,30 @@ impl<D: Device> Server<D> {
         if asked { EXIT_PATIENCE } else { DRAIN_PATIENCE }
     }
 
-    /// Waits until `fd` is readable, `end` is, memory was torn, or the deadline has passed.
+    /// Waits until `fd` is readable, `end` is, memory was torn, or the deadline has passed. When it was quiet for a while
+    /// the code that it took to get here is given back.
     fn wait(&self, fd: BorrowedFd<'_>, end: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<Wake> {
+        let quiet = Instant::now() + QUIET;
+        if deadline.is_none_or(|deadline| quiet < deadline) && self.stirred.get() {
+            match self.wait_until(fd, end, Some(quiet))? {
+                Wake::Late => {
+                    self.stirred.set(false);
+                    sys::drop_clean_pages();
+                }
+                wake => return Ok(wake),
+            }
+        }
+        let wake = self.wait_until(fd, end, deadline);
+        self.stirred.set(true);
+        wake
+    }
+
+    fn wait_until(
+        &self,
+        fd: BorrowedFd<'_>,
+        end: BorrowedFd<'_>,
+        deadline: Option<Instant>,
+    ) -> io::Result<Wake> {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());

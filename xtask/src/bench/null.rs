@@ -21,6 +21,8 @@ use crate::process::{Running, command, output, wait_until};
 
 const BACKEND_CPU: u32 = 0;
 const CLIENT_CPU: u32 = 1;
+/// How long a daemon may take to put its things away once there is nothing to do.
+const SETTLE: Duration = Duration::from_millis(500);
 /// How long a daemon is watched doing nothing.
 const IDLE: Duration = Duration::from_secs(2);
 /// Every step that is waited for ends within this.
@@ -62,7 +64,7 @@ const ROWS: [Claim; 7] = [
         "%",
         Better::Lower,
         (0.0, 0.0),
-        "outboard-rng with a front-end and a running ring",
+        "outboard-rng with a front-end and a running ring, half a second after the last message",
     ),
     claim(
         "idle.rss_kb",
@@ -245,6 +247,7 @@ impl Place {
         let mut program = self.rng(&socket);
         let daemon = Backend::start("outboard-rng", &mut program, &socket)?;
         let _frontend = self.frontend(&socket)?;
+        thread::sleep(SETTLE);
         let before = daemon.cpu();
         thread::sleep(IDLE);
         let spent = daemon.cpu().saturating_sub(before);
