@@ -41,6 +41,12 @@ impl System {
         if !rustix::process::geteuid().is_root() {
             return Some("namespaces for systemd need root".to_owned());
         }
+        let mut unshare = Command::new("unshare");
+        let unshare =
+            unshare.args(["--mount", "--cgroup", "--pid", "--net", "--fork", "true"]).stderr(Stdio::null());
+        if !unshare.status().is_ok_and(|status| status.success()) {
+            return Some("namespaces are refused here".to_owned());
+        }
         if !Path::new(SYSTEMD).exists() {
             return Some(format!("there is no {SYSTEMD}"));
         }
