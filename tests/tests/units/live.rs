@@ -39,10 +39,9 @@ impl Service {
             skip("systemd", &obstacle);
             return None;
         }
-        let system = System::boot(
-            &units(),
-            &KINDS.map(|kind| format!("outboard-{kind}")).each_ref().map(String::as_str),
-        );
+        let daemons = KINDS.map(|kind| format!("outboard-{kind}"));
+        let programs: Vec<&str> = daemons.iter().map(String::as_str).chain(["outboard"]).collect();
+        let system = System::boot(&units(), &programs);
         system.write(&format!("/etc/outboard/{MACHINE}/{kind}.toml"), options);
         let service = Service { system, device, kind };
         service.system.said(&["systemctl", "start", &service.socket(), &service.control()]);
@@ -258,6 +257,18 @@ fn a_control_client_starts_the_daemon_and_is_answered_by_each_worker() {
         (200, &json!(service.keeper().parse::<u32>().unwrap()))
     );
     assert_ne!(service.keeper(), before);
+}
+
+#[test]
+fn outboard_ctl_finds_it_and_upgrades_it_by_its_name() {
+    let Some(service) = Service::rng() else { return };
+    let (_frontend, mut ring) = service.connect();
+    let list = service.system.said(&["outboard", "ctl", "list"]);
+    assert!(list.contains("vm1/rng"), "{list}");
+    let before = service.system.children(&service.keeper());
+    service.system.said(&["outboard", "ctl", "--socket", "vm1/rng", "upgrade"]);
+    assert_ne!(service.system.children(&service.keeper()), before);
+    service.assert_serves(&mut ring);
 }
 
 #[test]
