@@ -3,7 +3,7 @@
 //! ```text
 //! options ─► socket ─► backends::control::client ─► a daemon, or `outboard run`
 //!               │
-//!               └─► answer, exposition ─► state, list, metrics, settings ─► screen ─► watch ─► standard output
+//!               └─► answer, exposition ─► state, queues, list, metrics, settings ─► screen ─► watch ─► standard output
 //! ```
 //! What stands left of `watch` in the lower line is pure: an answer, the one before it, a width in; text out.
 //!
@@ -18,6 +18,7 @@ mod list;
 mod log;
 mod metrics;
 mod options;
+mod queues;
 mod rates;
 mod screen;
 mod settings;

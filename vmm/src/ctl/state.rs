@@ -1,13 +1,13 @@
 //! `outboard ctl state`: one daemon or machine on a screen.
 //!
 //! In: an answer, the one before it if there is one (`--watch`), the time and the width. Out: text. Counters are of the
-//! time since the daemon started; with an answer before it, columns tell what came a second since then. The columns
-//! that change stand first, so that they stay together where a table has to be broken.
+//! time since the daemon started; with an answer before it, columns tell what came a second since then.
 
 use std::time::Duration;
 
-use super::answer::{DaemonState, Device, FrontEnd, Latency, Log, MachineState, Queue, Sandbox, State};
-use super::rates::{Sample, per_second};
+use super::answer::{DaemonState, Device, FrontEnd, Log, MachineState, Queue, Sandbox, State};
+use super::queues::Queues;
+use super::rates::Sample;
 use super::screen::{Column, Fields, NOTHING, Table, units};
 use super::settings;
 
@@ -17,7 +17,8 @@ pub fn screen(now: &Sample<State>, before: Option<&Sample<State>>, width: Option
         State::Machine(machine) => machine_screen(machine, now.unix_s, width),
         State::Daemon(daemon) => {
             let queues =
-                queue_table(&daemon.queues, before.and_then(|before| queues(before, now))).render(width);
+                Queues { now: &daemon.queues, before: before.and_then(|before| queues(before, now)) };
+            let queues = queues.table().render(width);
             let (head, fields) = (head(daemon, now.unix_s), fields(daemon, now.unix_s, width));
             if before.is_some() { [head, queues, fields] } else { [head, fields, queues] }
         }
@@ -105,55 +106,6 @@ fn add_front_end(fields: &mut Fields, front_end: &FrontEnd, now: f64) {
 fn features(names: &[String]) -> String {
     let short = |name: &String| name.split_once("_F_").map_or(name.clone(), |(_, short)| short.to_owned());
     names.iter().map(short).collect::<Vec<_>>().join(" ")
-}
-
-/// The queues; with those of an earlier answer, what they did a second since then.
-fn queue_table(queues: &[Queue], before: Option<(&[Queue], Duration)>) -> Table {
-    if queues.is_empty() {
-        return Table::default();
-    }
-    let rate = |queue: &Queue, counter: fn(&Queue) -> u64| {
-        let (earlier, elapsed) = before?;
-        let earlier = earlier.iter().find(|earlier| earlier.index == queue.index)?;
-        per_second(units::float(counter(queue)), units::float(counter(earlier)), elapsed)
-    };
-    let count = |head, counter: fn(&Queue) -> u64| {
-        Column::numbers(head, queues, move |queue| units::count(counter(queue)))
-    };
-    let rates = |head, counter: fn(&Queue) -> u64, unit: fn(f64) -> String| {
-        before.map(|_| {
-            Column::numbers(head, queues, |queue| rate(queue, counter).map_or(NOTHING.to_owned(), unit))
-        })
-    };
-    let time = |head, of: fn(&Latency) -> f64| {
-        Column::numbers(head, queues, move |queue| {
-            queue.latency_us.as_ref().map_or(NOTHING.to_owned(), |latency| units::latency(of(latency)))
-        })
-    };
-    // Columns that nobody misses while there is nothing in them.
-    let trouble = |head, counter: fn(&Queue) -> u64| {
-        queues.iter().any(|queue| counter(queue) > 0).then(|| count(head, counter))
-    };
-    let columns = [
-        Some(Column::numbers("QUEUE", queues, |queue| queue.index.to_string())),
-        Some(Column::words("STATE", queues, |queue| queue.state.clone())),
-        Some(count("IN FLIGHT", |queue| queue.in_flight)),
-        rates("REQ/S", |queue| queue.requests, units::quantity),
-        rates("BYTES/S", |queue| queue.bytes, units::size),
-        Some(time("P50", |latency| latency.p50)),
-        Some(time("P99", |latency| latency.p99)),
-        Some(time("MAX", |latency| latency.max)),
-        Some(count("REQUESTS", |queue| queue.requests)),
-        Some(Column::numbers("BYTES", queues, |queue| units::bytes(queue.bytes))),
-        Some(count("INTERRUPTS", |queue| queue.interrupts)),
-        rates("INT/S", |queue| queue.interrupts, units::quantity),
-        Some(Column::words("RING", queues, |queue| queue.layout.clone().unwrap_or(NOTHING.to_owned()))),
-        Some(count("SIZE", |queue| queue.size)),
-        trouble("MALFORMED", |queue| queue.malformed),
-        trouble("REPLAYED", |queue| queue.replayed),
-        trouble("BROKEN", |queue| queue.broken_times),
-    ];
-    Table(columns.into_iter().flatten().collect())
 }
 
 fn machine_screen(state: &MachineState, now: f64, width: Option<usize>) -> [String; 3] {

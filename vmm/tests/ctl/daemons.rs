@@ -29,6 +29,32 @@ fn the_list_shows_what_can_be_asked_and_leaves_other_sockets_alone() {
     guest.fill(32).unwrap();
 }
 
+/// In a `/run` of its own.
+const USUAL_PLACE: &str = r#"
+mount -t tmpfs none /run
+mkdir -p /run/outboard/vm1
+"$1" --socket-path /run/rng.sock --control-socket /run/outboard/vm1/rng.control 2>/dev/null &
+until "$0" ctl --socket vm1/rng state >/dev/null 2>&1; do :; done
+"$0" ctl list
+"$0" ctl --socket vm1/rng device
+"$0" ctl state 2>&1 || echo "code $?"
+kill $!
+wait
+"#;
+
+#[test]
+fn sockets_in_the_usual_place_go_by_their_names() {
+    let rng = tests::daemon::binary("outboard-rng").display().to_string();
+    let mut shell = std::process::Command::new("timeout");
+    shell.args(["--kill-after=1", "30", "unshare", "--mount", "--", "sh", "-c", USUAL_PLACE, OUTBOARD, &rng]);
+    let text = said(&shell.output().unwrap());
+    for words in
+        ["vm1/rng  outboard-rng  waiting", "limit  null\n", "these are in /run/outboard: vm1/rng\ncode 2\n"]
+    {
+        assert!(text.contains(words), "{words:?} in {text}");
+    }
+}
+
 #[test]
 fn an_empty_directory_is_no_error_and_a_missing_one_is() {
     let dir = tempfile::tempdir().unwrap();
