@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tests::daemon::Launch;
 use tests::machine::{BLK, Machine, RNG};
 
-use super::{DEVICES, PATIENCE, ask, boot, connect, python, socket, state, state_after};
+use super::{DEVICES, ask, boot, connect, python, socket, state, state_after};
 
 /// The text of `/metrics` by Prometheus' own parser: samples by name and labels, and the types of the families.
 const PARSER: &str = "
@@ -144,19 +144,14 @@ fn metrics_are_read_by_prometheus_and_agree_with_state() {
 #[test]
 fn the_socket_is_for_owner_and_group_and_goes_with_the_daemon() {
     for options in [&[][..], &["--keeper", "off"]] {
-        let machine = boot(RNG, options);
+        let mut machine = boot(RNG, options);
         let path = socket(machine.daemon.dir());
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
-        let Machine { daemon, .. } = machine;
-        let copy = path.clone();
-        let gone = std::thread::spawn(move || {
-            let mut client = backends::control::client::Client::connect(&copy, PATIENCE).unwrap();
-            client.wait_closed().unwrap();
-        });
-        let directory = path.parent().unwrap().to_owned();
-        let exit = daemon.terminate();
-        assert_eq!((exit.code, directory.exists()), (Some(0), false));
-        gone.join().unwrap();
+        let mut client = connect(machine.daemon.dir());
+        assert_eq!(client.call(Get, "/state", None, None).unwrap().status, 200);
+        assert_eq!(machine.daemon.stop().code, Some(0));
+        client.wait_closed().unwrap();
+        assert!(!path.exists());
     }
 }
 
