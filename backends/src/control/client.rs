@@ -9,6 +9,7 @@
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -57,6 +58,9 @@ pub enum ClientError {
     /// A path at which nobody can listen.
     #[error("too long a path for a socket; use one of at most 107 bytes")]
     TooLong,
+    /// A file, or a directory.
+    #[error("what is there is no socket; `outboard ctl list` shows those that there are")]
+    NoSocket,
     /// Left behind by a process that is gone.
     #[error("nobody listens there; start the program that did, with this --control-socket (or --api-socket)")]
     Refused,
@@ -179,6 +183,7 @@ fn open(path: &Path, patience: Duration) -> Result<UnixStream, ClientError> {
     set_socket_timeout(&socket, Timeout::Send, Some(patience)).map_err(io::Error::from)?;
     connect(&socket, &address).map_err(|errno| match errno {
         Errno::NOENT | Errno::NOTDIR => ClientError::Missing,
+        Errno::CONNREFUSED if !is_socket(path) => ClientError::NoSocket,
         Errno::CONNREFUSED => ClientError::Refused,
         Errno::ACCESS | Errno::PERM => ClientError::Permission,
         Errno::AGAIN => ClientError::Silent(patience),
@@ -186,6 +191,10 @@ fn open(path: &Path, patience: Duration) -> Result<UnixStream, ClientError> {
         errno => ClientError::Host(errno.into()),
     })?;
     Ok(socket.into())
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.file_type().is_socket())
 }
 
 fn request(method: Method, path: &str, body: Option<&Value>) -> Vec<u8> {

@@ -154,5 +154,6 @@ fn each_way_not_to_get_there_has_its_words() {
     assert!(matches!(connect(&left), ClientError::Refused));
     let plain = dir.path().join("plain");
     std::fs::write(&plain, "").unwrap();
-    assert!(matches!(connect(&plain), ClientError::Refused));
+    assert!(matches!(connect(&plain), ClientError::NoSocket));
+    assert!(matches!(connect(dir.path()), ClientError::NoSocket));
 }

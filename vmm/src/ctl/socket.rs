@@ -56,7 +56,7 @@ fn is_socket(path: &Path) -> bool {
 pub fn resolve(socket: Option<&Path>) -> Result<PathBuf, CtlError> {
     let Some(socket) = socket else { return Err(CtlError::NoSocket(what_there_is(Path::new(DIRECTORY)))) };
     let named = PathBuf::from(format!("{DIRECTORY}/{}.{SUFFIX}", socket.display()));
-    Ok(if !socket.exists() && named.exists() { named } else { socket.to_owned() })
+    Ok(if !is_socket(socket) && is_socket(&named) { named } else { socket.to_owned() })
 }
 
 /// What a socket is called by `list`: its name in [`DIRECTORY`], or its path.

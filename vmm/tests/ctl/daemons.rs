@@ -32,7 +32,8 @@ fn the_list_shows_what_can_be_asked_and_leaves_other_sockets_alone() {
 /// In a `/run` of its own.
 const USUAL_PLACE: &str = r#"
 mount -t tmpfs none /run
-mkdir -p /run/outboard/vm1
+mkdir -p /run/outboard/vm1 /run/vm1/rng
+cd /run
 "$1" --socket-path /run/rng.sock --control-socket /run/outboard/vm1/rng.control 2>/dev/null &
 until "$0" ctl --socket vm1/rng state >/dev/null 2>&1; do :; done
 "$0" ctl list
