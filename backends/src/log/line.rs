@@ -6,8 +6,8 @@
 //! long is cut and ends with `…`. The keeper writes by this, too: nothing here needs a subscriber.
 
 use std::fmt::{self, Display, Write};
-use std::time::SystemTime;
 
+use humantime::Rfc3339Timestamp;
 use tracing::Level;
 
 /// Longest line, its newline included: what a pipe takes at once (PIPE_BUF).
@@ -30,7 +30,7 @@ pub struct Origin {
 #[derive(Debug)]
 pub struct Line {
     level: Level,
-    at: SystemTime,
+    at: Rfc3339Timestamp,
     message: String,
     fields: Vec<Field>,
     room: usize,
@@ -49,7 +49,7 @@ impl Line {
     pub fn new(level: Level) -> Line {
         Line {
             level,
-            at: SystemTime::now(),
+            at: crate::clock::stamp(),
             message: String::new(),
             fields: Vec::new(),
             room: MAX_VALUES_BYTES,
@@ -99,7 +99,7 @@ impl Line {
     /// For people: `TIME LEVEL NAME[PID]: MESSAGE FIELD=VALUE...`.
     pub fn text(&self, from: Origin, colours: bool) -> String {
         let (on, off) = if colours { (colour(self.level), "\x1b[0m") } else { ("", "") };
-        let (time, level) = (humantime::format_rfc3339_micros(self.at), self.level);
+        let (time, level) = (&self.at, self.level);
         let mut out = format!("{time} {on}{level:>5}{off} {}[{}]: ", from.name, from.pid);
         self.sentence(&mut out);
         out.push('\n');
@@ -118,7 +118,7 @@ impl Line {
 
     /// For programs: one JSON object.
     pub fn json(&self, from: Origin) -> String {
-        let time = humantime::format_rfc3339_micros(self.at);
+        let time = &self.at;
         let mut out = format!(
             r#"{{"time":"{time}","level":"{}","program":"{}","pid":{},"message":{}"#,
             self.level,
@@ -222,7 +222,7 @@ mod tests {
         line.field("class", "ring-broken", false);
         line.field("queue", 3, true);
         line.field("error", "index 7 says \"no\"", false);
-        line.at = SystemTime::UNIX_EPOCH + std::time::Duration::from_micros(1_795_000_000_000_001);
+        line.at = crate::clock::at(std::time::Duration::from_micros(1_795_000_000_000_001));
         line
     }
 

@@ -164,7 +164,7 @@ fn k20_without_descriptors_for_the_next_front_end(cell: Cell) {
 }
 
 /// Deadlines are those of a clock that nobody sets (CLOCK_MONOTONIC, `Instant`): nothing that a daemon is made of asks
-/// for the time of day.
+/// for the time of day, but to tell it: when something began, when a line was written.
 fn k21_clock_jumps_are_not_seen(cell: Cell) {
     let folder = format!("{:?}", cell.device).to_lowercase();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -182,7 +182,8 @@ fn asks_for_the_time_of_day(folder: &Path) -> Vec<PathBuf> {
         ["SystemTime", "Realtime", "REALTIME", "gettimeofday"].iter().any(|word| text.contains(word))
     };
     let below = folders.iter().flat_map(|folder| asks_for_the_time_of_day(folder));
-    files.iter().filter(|path| asks(path)).cloned().chain(below).collect()
+    let tells = |path: &PathBuf| path.ends_with("backends/src/clock.rs");
+    files.iter().filter(|path| asks(path) && !tells(path)).cloned().chain(below).collect()
 }
 
 crate::matrix! {
