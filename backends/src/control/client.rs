@@ -139,12 +139,12 @@ impl Client {
         // A server that refuses a request may close before it has read all of it: its answer is there then.
         let sent = send(&connection, request, fd, &until);
         let reply = receive(&connection, &until);
-        if sent.is_ok() && reply.is_ok() {
+        if sent.is_ok() && reply.as_ref().is_ok_and(|(_, last)| !last) {
             self.connection = Some(connection);
         }
         match (sent, reply) {
             (Err(error), Err(ClientError::Ended)) | (Ok(()), Err(error)) => Err(error),
-            (_, reply) => reply,
+            (_, reply) => reply.map(|(reply, _)| reply),
         }
     }
 }
@@ -223,9 +223,10 @@ fn send(
     Ok(())
 }
 
-fn receive(connection: &UnixStream, until: &Deadline) -> Result<Reply, ClientError> {
+/// An answer, and whether it is the last one of the connection.
+fn receive(connection: &UnixStream, until: &Deadline) -> Result<(Reply, bool), ClientError> {
     let mut bytes = Vec::new();
-    let (head, mut reply, length) = loop {
+    let Head { status, head_bytes, body_bytes, last } = loop {
         read(connection, &mut bytes, until)?;
         if let Some(parsed) = parse(&bytes)? {
             break parsed;
@@ -234,13 +235,12 @@ fn receive(connection: &UnixStream, until: &Deadline) -> Result<Reply, ClientErr
             return Err(ClientError::NotHttp("its header has no end".to_owned()));
         }
     };
-    let mut body = bytes.split_off(head);
-    while body.len() < length {
+    let mut body = bytes.split_off(head_bytes);
+    while body.len() < body_bytes {
         read(connection, &mut body, until)?;
     }
-    body.truncate(length);
-    reply.body = body;
-    Ok(reply)
+    body.truncate(body_bytes);
+    Ok((Reply { status, body }, last))
 }
 
 /// Appends what has come, at least a byte.
@@ -260,20 +260,33 @@ fn read(mut connection: &UnixStream, bytes: &mut Vec<u8>, until: &Deadline) -> R
     }
 }
 
-/// The length of the head, the answer without its body, and the length of that; `None` while the head is not whole.
-fn parse(bytes: &[u8]) -> Result<Option<(usize, Reply, usize)>, ClientError> {
+/// An answer before its body.
+struct Head {
+    status: u16,
+    head_bytes: usize,
+    body_bytes: usize,
+    /// The server closes the connection after it.
+    last: bool,
+}
+
+/// `None` while the head is not whole.
+fn parse(bytes: &[u8]) -> Result<Option<Head>, ClientError> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
     let parsed = response.parse(bytes).map_err(|error| ClientError::NotHttp(error.to_string()))?;
-    let httparse::Status::Complete(head) = parsed else { return Ok(None) };
+    let httparse::Status::Complete(head_bytes) = parsed else { return Ok(None) };
     let status = response.code.unwrap_or_default();
-    let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
-    let length = length.and_then(|header| str::from_utf8(header.value).ok()?.trim().parse().ok());
-    let length = length.ok_or_else(|| ClientError::NotHttp("its answer has no length".to_owned()))?;
-    if length > MAX_BODY_BYTES {
-        return Err(ClientError::TooLarge(length));
+    let field = |name: &str| {
+        let field = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name))?;
+        str::from_utf8(field.value).ok().map(str::trim)
+    };
+    let last = field("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+    let length = field("content-length").and_then(|length| length.parse().ok());
+    let body_bytes = length.ok_or_else(|| ClientError::NotHttp("its answer has no length".to_owned()))?;
+    if body_bytes > MAX_BODY_BYTES {
+        return Err(ClientError::TooLarge(body_bytes));
     }
-    Ok(Some((head, Reply { status, body: Vec::new() }, length)))
+    Ok(Some(Head { status, head_bytes, body_bytes, last }))
 }
 
 #[cfg(test)]

@@ -157,3 +157,19 @@ fn each_way_not_to_get_there_has_its_words() {
     assert!(matches!(connect(&plain), ClientError::NoSocket));
     assert!(matches!(connect(dir.path()), ClientError::NoSocket));
 }
+
+/// A change cannot be repeated, so it must not go to a connection that is at its end.
+#[test]
+fn after_the_last_answer_of_a_connection_the_next_request_has_a_new_one() {
+    let (_dir, path, server) = serve(|listener| {
+        let (mut first, _) = accept(listener);
+        first.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+        let (mut second, request) = accept(listener);
+        second.write_all(FINE).unwrap();
+        request
+    });
+    let mut client = Client::connect(&path, PATIENCE).unwrap();
+    client.call(Method::Get, "/state", None, None).unwrap();
+    client.call(Method::Post, "/upgrade", None, None).unwrap();
+    assert!(server.join().unwrap().starts_with("POST /upgrade "));
+}

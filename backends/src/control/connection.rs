@@ -6,8 +6,9 @@
 //! ```
 //! In: "the socket is ready", "time has passed". Out: whether the client stays. Promises: no call here waits; one
 //! request is answered a turn, and nothing is read while an answer is on its way, so that a client which does not read
-//! gets no further and keeps at most one request and one answer in memory; every stage has its patience. A client that
-//! is refused while it still sends is heard to its end for a moment, or it would not hear why (RFC 9112 §9.6).
+//! gets no further and keeps at most one request and one answer in memory; every stage has its patience, and while
+//! others wait a client's place is another's after its answer. A client that is refused while it still sends is heard
+//! to its end for a moment, or it would not hear why (RFC 9112 §9.6).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -65,6 +66,8 @@ pub(super) struct Connection {
     fds: Vec<OwnedFd>,
     output: Vec<u8>,
     sent_bytes: usize,
+    /// Others wait for its place: it has one answer more.
+    pressed: bool,
 }
 
 impl Connection {
@@ -79,6 +82,7 @@ impl Connection {
             fds: Vec::new(),
             output: Vec::new(),
             sent_bytes: 0,
+            pressed: false,
         }
     }
 
@@ -88,10 +92,15 @@ impl Connection {
         (self.socket.as_fd(), if sends { PollFlags::OUT } else { PollFlags::IN })
     }
 
-    /// Until when its stage may last; `pressed`: others wait for its place.
-    pub(super) fn deadline(&self, pressed: bool) -> Instant {
+    /// Whether others wait for its place now.
+    pub(super) fn press(&mut self, pressed: bool) {
+        self.pressed = pressed;
+    }
+
+    /// Until when its stage may last.
+    pub(super) fn deadline(&self) -> Instant {
         let patience = match self.stage {
-            _ if pressed => PRESSED,
+            _ if self.pressed => PRESSED,
             Stage::Idle => IDLE,
             Stage::Asking { .. } | Stage::Answering { .. } => WHOLE,
             Stage::Leaving => LEAVING,
@@ -150,7 +159,7 @@ impl Connection {
             Ok(Some(head)) => {
                 let body = self.take(&head);
                 let answer = desk.answer(&head, body, std::mem::take(&mut self.fds), self.peer);
-                self.say(&answer, !head.keep_alive, head.method == "HEAD", now);
+                self.say(&answer, self.pressed || !head.keep_alive, head.method == "HEAD", now);
                 Ok(())
             }
             Err(bad) => {

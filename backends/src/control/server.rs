@@ -2,7 +2,7 @@
 //!
 //! In: a listening socket and a service. Out: answers, until [`Control`] is dropped; the answer that is being given then
 //! goes out before. Promises: [`MAX_CLIENTS`] at most, the others wait in the backlog, and as long as somebody waits
-//! there nobody may take long; one request a client and round, so that none waits for more than one of each other; a
+//! there nobody may take long or has more than one answer; one request a client and round, so that none waits for more than one of each other; a
 //! thread of low priority, which takes no time that a queue could use. It calls nothing but poll, accept4, getsockopt
 //! (SO_PEERCRED), recvmsg, sendmsg, shutdown, close, setpriority once, and what its service does.
 
@@ -113,12 +113,12 @@ impl Server {
     }
 
     fn round(&mut self, ready: &Ready, now: Instant) {
-        let (pressed, desk) = (self.door == Door::Full, &self.desk);
+        let desk = &self.desk;
         let mut woken = ready.clients.iter();
         self.clients.retain_mut(|client| {
             let woken = woken.next().is_some_and(|woken| *woken);
             let went = if woken { client.turn(desk, now) } else { Ok(()) };
-            let late = client.deadline(pressed) <= now;
+            let late = client.deadline() <= now;
             went.and_then(|()| if late { client.expire(desk, now) } else { Ok(()) }).is_ok()
         });
         self.door = match self.door {
@@ -127,6 +127,8 @@ impl Server {
             _ if ready.waiting && self.clients.len() >= MAX_CLIENTS => Door::Full,
             _ => self.admit(now),
         };
+        let pressed = self.door == Door::Full;
+        self.clients.iter_mut().for_each(|client| client.press(pressed));
     }
 
     /// Lets in those who wait, as long as there are places.
@@ -169,7 +171,7 @@ impl Server {
 
     fn timeout(&self) -> Option<Timespec> {
         let retry = if let Door::Shut(until) = self.door { Some(until) } else { None };
-        let late = self.clients.iter().map(|client| client.deadline(self.door == Door::Full));
+        let late = self.clients.iter().map(Connection::deadline);
         let first = late.chain(retry).min()?;
         Timespec::try_from(first.saturating_duration_since(Instant::now())).ok()
     }

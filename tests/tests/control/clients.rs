@@ -222,7 +222,7 @@ fn clients_that_ask_without_end_take_nothing_from_each_other() {
             answered
         };
         std::thread::scope(|scope| {
-            let all: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+            let all: Vec<_> = (0..40).map(|_| scope.spawn(ask)).collect();
             all.into_iter().map(|client| client.join().unwrap()).collect::<Vec<u32>>()
         })
     });
