@@ -220,8 +220,9 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
     }
     log::begin(P::NAME, &line.common.log)?;
     if line.common.keeper == Switch::Off {
-        store::disown();
         let (kept, _made) = prepare(&line, Opened::default())?.into_kept();
+        // Not before: whoever looks for what systemd passed counts on all of it being open.
+        store::disown();
         let socket = kept.take(SOCKET).ok_or(SocketError::Missing)?;
         let endpoint = Endpoint::of(socket).map_err(Failure::host)?;
         return serve(line, &kept, endpoint);
