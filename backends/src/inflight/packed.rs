@@ -307,13 +307,15 @@ impl Marks {
     #[inline]
     pub(super) fn announce(&mut self, used: Place, batch: &[u16]) {
         let (old_free, old_used) = (self.free, std::mem::replace(&mut self.used, used));
-        for id in batch {
+        // From the last: then chains that were taken one after the other are linked as they were before.
+        for id in batch.iter().rev() {
             let Some(held) = self.chains.get(usize::from(*id)) else { continue };
-            if let Some(next) = self.next.get_mut(usize::from(held.last)) {
+            let Some(next) = self.next.get_mut(usize::from(held.last)) else { continue };
+            if *next != self.free {
                 *next = self.free;
                 self.part.put_u16(entry(held.last).wrapping_add(NEXT), self.free);
-                self.free = held.first;
             }
+            self.free = held.first;
         }
         self.store_free(old_free);
         self.part.put_u64(USED, places_word(used, old_used));

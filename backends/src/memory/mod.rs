@@ -258,7 +258,7 @@ impl Memory {
             return None;
         }
         let segment = region.mapping.segment(offset, len)?;
-        segment.start().is_multiple_of(align).then(|| Area { segment, region: Arc::clone(region) })
+        segment.start().is_multiple_of(align).then(|| Area::new(segment, region))
     }
 }
 
@@ -473,10 +473,17 @@ impl Segment {
 #[derive(Clone, Debug)]
 pub struct Area {
     segment: Segment,
+    /// Its bytes, if it begins at a multiple of 8; otherwise 0.
+    word_bytes: usize,
     region: Arc<Region>,
 }
 
 impl Area {
+    fn new(segment: Segment, region: &Arc<Region>) -> Area {
+        let word_bytes = if segment.start().is_multiple_of(8) { segment.len() } else { 0 };
+        Area { segment, word_bytes, region: Arc::clone(region) }
+    }
+
     /// Maps `size_bytes` of a file from `mmap_offset`: memory that is shared, but not the guest's.
     ///
     /// # Errors
@@ -487,7 +494,7 @@ impl Area {
         let mapping = Mapping::new(&table, fd)?;
         let segment = mapping.segment(0, size_bytes).filter(|whole| whole.start().is_multiple_of(8));
         let segment = segment.ok_or(MemoryError::Range(table))?;
-        Ok(Area { segment, region: Arc::new(Region { table, mapping }) })
+        Ok(Area::new(segment, &Arc::new(Region { table, mapping })))
     }
 
     /// Bytes.
@@ -507,7 +514,7 @@ impl Area {
             return None;
         }
         segment.take_front(offset);
-        Some(Area { segment: segment.take_front(len), region: Arc::clone(&self.region) })
+        Some(Area::new(segment.take_front(len), &self.region))
     }
 
     /// Its file was cut short, and somebody touched what was not there any more.
@@ -532,8 +539,7 @@ impl Area {
     /// As [`Area::put_u64`], two words, one after the other.
     #[inline]
     pub fn put_words(&self, offset: usize, [first, second]: [u64; 2]) {
-        let fits = offset.checked_add(16).is_some_and(|end| end <= self.segment.len());
-        if !fits || !self.segment.start().wrapping_add(offset).is_multiple_of(8) {
+        if !offset.is_multiple_of(8) || offset.checked_add(16).is_none_or(|end| end > self.word_bytes) {
             return;
         }
         // SAFETY: in range, as just checked.
