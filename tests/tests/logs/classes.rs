@@ -85,7 +85,8 @@ fn nobody_prints_past_the_log() {
 /// The keeper has no subscriber; its lines that others can cause go by `say_of`.
 #[test]
 fn the_keeper_says_without_a_class_only_what_the_host_causes() {
-    const HOST: [&str; 7] = [
+    const HOST: [&str; 8] = [
+        "The host has not ended the I/O of the worker before",
         "The new executable does not start",
         "The new executable does not take the session",
         "What the keeper before this one had stored makes no sense",
