@@ -219,15 +219,17 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
         return work(line, keeper);
     }
     log::begin(P::NAME, &line.common.log)?;
+    // Open until all is prepared: what else systemd passed is looked for among the same numbers.
+    let stored = store::passed();
     if line.common.keeper == Switch::Off {
+        // What it locked is to be locked anew.
+        store::disown(&stored);
         let (kept, _made) = prepare(&line, Opened::default())?.into_kept();
-        // Not before: whoever looks for what systemd passed counts on all of it being open.
-        store::disown();
         let socket = kept.take(SOCKET).ok_or(SocketError::Missing)?;
         let endpoint = Endpoint::of(socket).map_err(Failure::host)?;
+        drop(stored);
         return serve(line, &kept, endpoint);
     }
-    let stored = store::passed();
     let opened = prepare(&line, Opened::after(store::kept(&stored)))?;
     Err(become_keeper(&opened, &stored, &line.common.log, args))
 }
