@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::answer::State;
 use super::error::CtlError;
 use super::rates::{Sample, per_second};
-use super::screen::{Column, NOTHING, Table, units};
+use super::screen::{Column, NOTHING, Table, paragraph, units};
 use super::socket::{DIRECTORY, Target, find, name_of};
 
 /// How long each may take for an answer.
@@ -64,10 +64,16 @@ pub fn json(entries: &[Entry]) -> Value {
         let socket = entry.socket.display().to_string();
         match &entry.answer {
             Ok((state, _)) => json!({"socket": socket, "state": state, "error": null}),
-            Err(error) => json!({"socket": socket, "state": null, "error": error.to_string()}),
+            Err(error) => json!({"socket": socket, "state": null, "error": reason(error)}),
         }
     };
     entries.iter().map(entry).collect()
+}
+
+/// Which socket, and why: nobody has typed the option.
+fn reason(error: &CtlError) -> String {
+    let text = error.to_string();
+    text.strip_prefix("--socket ").map_or(text.clone(), ToOwned::to_owned)
 }
 
 /// The whole screen.
@@ -79,15 +85,14 @@ pub fn screen(
 ) -> String {
     let entries = &now.value;
     if entries.is_empty() {
-        return format!(
-            "no control sockets (*.control) in {0}; start a daemon with --control-socket {0}/NAME.control\n",
-            dir.display()
-        );
+        let none = "no control sockets (*.control) in";
+        let cure = "start a daemon with --control-socket";
+        return paragraph(&format!("{none} {0}; {cure} {0}/NAME.control", dir.display()), width);
     }
     let before = before.map(|before| (before.value.as_slice(), now.at.saturating_duration_since(before.at)));
     let mut text = table(entries, before, now.unix_s).render(width);
-    let failed: Vec<String> =
-        entries.iter().filter_map(|entry| Some(format!("{}\n", entry.answer.as_ref().err()?))).collect();
+    let failed = entries.iter().filter_map(|entry| entry.answer.as_ref().err());
+    let failed: Vec<String> = failed.map(|error| paragraph(&reason(error), width)).collect();
     if !failed.is_empty() {
         text.push('\n');
         text.extend(failed);

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use backends::control::client::ClientError;
 use serde_json::json;
 
 use super::answer::State;
@@ -32,7 +33,8 @@ fn earlier() -> State {
 
 fn entries() -> Vec<Entry> {
     let answer = |text: &str| Ok((json!({}), state(text)));
-    let gone = CtlError::NoSocket("it is gone".to_owned());
+    let socket = "/run/outboard/vm1/rng.control".into();
+    let gone = CtlError::NoAnswer { socket, cause: ClientError::Refused };
     let answers = [("blk", answer(DAEMON)), ("vm1/rng", Err(gone)), ("vm1/vmm", answer(MACHINE))];
     let entry = |(name, answer)| Entry { socket: format!("/run/outboard/{name}.control").into(), answer };
     answers.map(entry).into()
@@ -137,13 +139,14 @@ blk      outboard-blk  connected  3 h 3 min  4711     123 M
 vm1/rng  -             no answer          -     -         -
 vm1/vmm  outboard      paused     2 min 2 s  5120         -
 
---socket is missing: name the control socket to ask; it is gone
+/run/outboard/vm1/rng.control: nobody listens there; start the program that did,
+with this --control-socket (or --api-socket)
 ";
     assert_eq!(list::screen(dir, &now, None, Some(80)), expected);
     let watched = list::screen(dir, &now, Some(&before), Some(80));
     assert!(watched.contains("  123 M      0\n"), "{watched}");
     let none = list::screen(dir, &Sample::now(Vec::new()), None, Some(80));
-    assert!(none.contains("no control sockets (*.control) in /run/outboard; start"), "{none}");
+    assert!(none.starts_with("no control sockets (*.control) in /run/outboard; start"), "{none}");
     let json = list::json(&entries());
     assert!(json[1]["error"].is_string() && json[1]["state"].is_null() && json[0]["state"].is_object());
 }

@@ -11,7 +11,7 @@ use rustix::termios::tcgetwinsize;
 
 use super::error::CtlError;
 use super::rates::Sample;
-use super::screen::clean;
+use super::screen::{clean, paragraph};
 
 /// To the upper left corner; clear what follows on the line; clear what follows on the screen.
 const HOME: &str = "\x1b[H";
@@ -67,7 +67,7 @@ pub fn show<T>(
                 last = now;
                 text
             }
-            Err(error) => format!("{error}\n"),
+            Err(error) => paragraph(&error.to_string(), Terminal::now().width),
         };
     }
     Ok(())

@@ -34,6 +34,11 @@ impl Fields {
     }
 }
 
+/// A sentence on lines that fit, each with its end.
+pub fn paragraph(text: &str, width: Option<usize>) -> String {
+    wrap(text, width.unwrap_or(usize::MAX)).iter().map(|line| format!("{line}\n")).collect()
+}
+
 /// The words in lines of at most that width, where no word alone is wider.
 fn wrap(text: &str, room: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
@@ -73,5 +78,7 @@ mod tests {
     fn a_word_that_is_too_long_has_a_line_of_its_own() {
         assert_eq!(wrap("a /very/long/path b", 6), ["a", "/very/long/path", "b"]);
         assert_eq!(wrap("", 6), [""]);
+        assert_eq!(paragraph("a b c", Some(3)), "a b\nc\n");
+        assert_eq!(paragraph("a b c", None), "a b c\n");
     }
 }

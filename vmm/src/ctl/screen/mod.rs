@@ -8,7 +8,7 @@ mod fields;
 mod table;
 pub mod units;
 
-pub use fields::Fields;
+pub use fields::{Fields, paragraph};
 pub use table::{Column, Table};
 
 /// What is shown of a value that is not there.
