@@ -32,6 +32,8 @@ use crate::kept::{CONTROL, FENCE, Kept, SOCKET};
 use crate::log::{self, LogError};
 use crate::opened::Opened;
 use crate::options::{Common, PathProblem, SocketError, Switch, one_line};
+use crate::sandbox::bounds::{Bounds, data_path};
+use crate::sandbox::{Account, SandboxError};
 use crate::server::{Endpoint, Server, Settings};
 use crate::stats::{self, Count};
 
@@ -49,6 +51,8 @@ pub trait Program: clap::Args + Sized {
     const EXAMPLES: &'static str;
     /// Optional features of the conventions that its options have.
     const CAPABILITIES: &'static [&'static str] = &[];
+    /// What it may do beside what every daemon may: a [`crate::sandbox::policy`].
+    const POLICY: &'static str = "";
 
     /// Looks at what [`Program::prepare`] would open, and leaves it as it is: a daemon may be serving it.
     ///
@@ -116,6 +120,16 @@ impl From<LogError> for Failure {
             LogError::File { .. } => Failure::host(error),
             LogError::Journal { .. } => Failure { message: error.to_string(), code: 3 },
             LogError::FileAndJournal => Failure::option(error),
+        }
+    }
+}
+
+impl From<SandboxError> for Failure {
+    fn from(error: SandboxError) -> Failure {
+        match error {
+            SandboxError::Missing { .. } => Failure { message: error.to_string(), code: 3 },
+            SandboxError::NoUser { .. } => Failure::option(error),
+            _ => Failure::host(error),
         }
     }
 }
@@ -219,34 +233,42 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
         return work(line, keeper);
     }
     log::begin(P::NAME, &line.common.log)?;
-    // Open until all is prepared: what else systemd passed is looked for among the same numbers.
-    let stored = store::passed();
     if line.common.keeper == Switch::Off {
-        // What it locked is to be locked anew.
-        store::disown(&stored);
-        let (kept, _made) = prepare(&line, Opened::default())?.into_kept();
+        let opened = prepare(&line, Opened::default())?;
+        let bounds = Bounds::alone(&opened);
+        let (kept, _made) = opened.into_kept();
+        // Not before: whoever looks for what systemd passed counts on all of it being open.
+        store::disown();
         let socket = kept.take(SOCKET).ok_or(SocketError::Missing)?;
         let endpoint = Endpoint::of(socket).map_err(Failure::host)?;
-        drop(stored);
-        return serve(line, &kept, endpoint);
+        return serve(line, &kept, endpoint, bounds);
     }
+    let stored = store::passed();
     let opened = prepare(&line, Opened::after(store::kept(&stored)))?;
+    Bounds::keeper(&opened)?.confine::<P>(&line.common)?;
     Err(become_keeper(&opened, &stored, &line.common.log, args))
 }
 
 /// Opens everything. The socket comes last: nobody can connect to a daemon that will not serve.
 fn prepare<P: Program>(line: &CommandLine<P>, mut opened: Opened) -> Result<Opened, Failure> {
     crate::sys::hold_signals(true);
+    outlive_full_files()?;
     line.own.prepare(&mut opened)?;
     line.common.prepare(&mut opened)?;
     [FENCE, stats::NAME].into_iter().for_each(|name| opened.go_on(name));
     Ok(opened)
 }
 
+/// A file at its size limit: the write fails, the daemon goes on.
+fn outlive_full_files() -> Result<(), Failure> {
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop).map_err(Failure::host)
+}
+
 /// Says that all is well, if it is.
 fn check<P: Program>(line: &CommandLine<P>) -> Result<(), Failure> {
     line.common.check()?;
     line.common.log.check()?;
+    line.common.user.as_deref().map(Account::named).transpose()?;
     line.own.check()?;
     say(&config::praise(P::NAME, line.common.config.as_deref()))
 }
@@ -264,17 +286,21 @@ fn unsaid(cause: io::Error) -> Failure {
 fn work<P: Program>(line: CommandLine<P>, keeper: Arc<Channel>) -> Result<(), Failure> {
     // A front-end whose keeper was killed goes to the next daemon with its rings: this one may touch them no more.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(Failure::host)?;
-    serve(line, &Kept::by(&keeper), Endpoint::Kept(keeper))
+    serve(line, &Kept::by(&keeper), Endpoint::Kept(keeper), Bounds::worker())
 }
 
-fn serve<P: Program>(line: CommandLine<P>, kept: &Kept, endpoint: Endpoint) -> Result<(), Failure> {
+fn serve<P: Program>(
+    line: CommandLine<P>,
+    kept: &Kept,
+    endpoint: Endpoint,
+    bounds: Bounds,
+) -> Result<(), Failure> {
     let began_ms = clock::unix_ms();
     log::report_to(kept.clone());
     let device = line.own.open(kept)?;
     let end = readable_after(&[SIGTERM, SIGINT]).map_err(Failure::host)?;
     crate::sys::hold_signals(false);
-    // A file at its size limit: the write fails, the daemon goes on.
-    signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;
+    outlive_full_files()?;
     let common = &line.common;
     let settings = Settings {
         engine: common.engine,
@@ -286,6 +312,8 @@ fn serve<P: Program>(line: CommandLine<P>, kept: &Kept, endpoint: Endpoint) -> R
     crate::sys::cut_clean_mappings();
     let about = About { name: P::NAME, kind: P::TYPE, engine: common.engine, began_ms };
     let mut control = control(about, kept, &server).map_err(Failure::host)?;
+    server.confine(data_path::<P>(common.sandbox)?);
+    bounds.confine::<P>(common)?;
     control.iter_mut().try_for_each(Control::start).map_err(Failure::host)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     log::settle();

@@ -52,7 +52,8 @@ pub trait Device: Send + Sync + 'static {
         ProtocolFeatures::empty()
     }
 
-    /// Its configuration space may change: call [`Announcer::config_changed`] when it did.
+    /// Its configuration space may change: call [`Announcer::config_changed`] when it did. Called once, when serving
+    /// begins.
     fn attach(&self, announcer: Announcer) {
         let _ = announcer;
     }

@@ -47,12 +47,43 @@ pub fn removed(name: &str) -> bool {
     asked::removed(asked::points(), name)
 }
 
+/// What a process may do beside, so that its points work in a sandbox ([`crate::sandbox::policy`]).
+#[cfg(not(debug_assertions))]
+pub(crate) fn policy() -> &'static str {
+    ""
+}
+
+/// What a process may do beside, so that its points work in a sandbox ([`crate::sandbox::policy`]).
+#[cfg(debug_assertions)]
+pub(crate) fn policy() -> &'static str {
+    if asked::points().is_empty() { "" } else { asked::POLICY }
+}
+
+/// Files whose points work in a sandbox.
+#[cfg(not(debug_assertions))]
+pub(crate) fn files() -> impl Iterator<Item = &'static std::path::Path> {
+    std::iter::empty()
+}
+
+/// Files whose points work in a sandbox.
+#[cfg(debug_assertions)]
+pub(crate) fn files() -> impl Iterator<Item = &'static std::path::Path> {
+    asked::points().iter().map(|point| point.file.as_path())
+}
+
 #[cfg(debug_assertions)]
 mod asked {
     use std::path::PathBuf;
     use std::sync::OnceLock;
 
     use rustix::process::{Signal, getpid, kill_process};
+
+    pub(super) const POLICY: &str = "
+        [data path]
+        unlink                      # whoever removes a point's file dies there
+        getpid                      # and this is how
+        kill if arg0 == SELF        # the same
+    ";
 
     /// A name and the file that stands for one death there.
     #[derive(Debug, PartialEq, Eq)]

@@ -43,6 +43,7 @@ mod pause;
 pub mod proto;
 pub mod queue;
 pub mod ring;
+pub mod sandbox;
 pub mod server;
 pub mod session;
 pub mod stats;

@@ -27,6 +27,7 @@ use crate::kept::channel::Channel;
 use crate::kept::{CONTROL, SOCKET};
 use crate::log;
 use crate::opened::Opened;
+use crate::sandbox;
 
 /// Longest path of a unix socket (`sun_path` less its closing zero).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -82,6 +83,14 @@ pub struct Common {
     /// Refuse guest memory that the front-end could cut short (memfd without F_SEAL_SHRINK, hugetlbfs)
     #[arg(long)]
     pub require_sealed_memory: bool,
+
+    /// Confine the daemon to what it needs; log: let it do the rest too, and have the kernel log that
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    pub sandbox: sandbox::Mode,
+
+    /// Go on as this user, without any other group, once everything is open
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
 
     /// The log
     #[command(flatten)]

@@ -162,6 +162,21 @@ pub(crate) fn hold_signals(hold: bool) {
     }
 }
 
+/// Numbers of a user of this host and of their group, by name.
+pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: the name ends with a zero; what is returned is valid until the next such call, and this one is made while
+    // the program has a single thread.
+    unsafe { libc::getpwnam(name.as_ptr()).as_ref() }.map(|entry| (entry.pw_uid, entry.pw_gid))
+}
+
+/// Number of a group of this host, by name.
+pub(crate) fn group(name: &str) -> Option<u32> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: as in `user`.
+    unsafe { libc::getgrnam(name.as_ptr()).as_ref() }.map(|entry| entry.gr_gid)
+}
+
 /// What `ps` and `top` call this process: it was executed by a path without a name.
 pub(crate) fn set_name(name: &str) {
     if let Ok(name) = std::ffi::CString::new(name) {

@@ -21,11 +21,12 @@ use rustix::io::Errno;
 
 use crate::cpus::CpuList;
 use crate::device::{Device, Handler, Io, Queues, SOURCE_BASE, Source, Timer, Turn};
-use crate::engine::{Alarm, Engine, EngineKind, Event, Interest, Token};
+use crate::engine::{Alarm, Engine, EngineKind, Event, Interest, Prepared, Token};
 use crate::log::{self, Class};
 use crate::notify::Signal;
 use crate::pause::Window;
 use crate::queue::Queue;
+use crate::sandbox::Filter;
 use crate::sys;
 use crate::task::{self, Home, Sleeper, Tagged, Tasks};
 
@@ -61,9 +62,11 @@ pub enum Stop {
 /// The workers of a daemon; threads begin when a queue needs them.
 pub struct Workers<D: Device> {
     device: Arc<D>,
-    engine: EngineKind,
     cpus: CpuList,
-    fence: Option<Arc<OwnedFd>>,
+    /// What each thread takes on before it serves.
+    filter: Arc<Filter>,
+    /// As many as the device has use for; each waits here for its thread.
+    engines: Vec<Option<Prepared>>,
     threads: Vec<Worker>,
 }
 
@@ -76,15 +79,32 @@ struct Worker {
 }
 
 impl<D: Device> Workers<D> {
-    /// No worker yet.
-    pub fn new(device: Arc<D>, engine: EngineKind, cpus: CpuList) -> Workers<D> {
-        Workers { device, engine, cpus, fence: None, threads: Vec::new() }
+    /// No worker yet; all that they will need of the kernel is there.
+    ///
+    /// # Errors
+    /// The kernel refuses the engine that was asked for.
+    pub fn new(device: Arc<D>, engine: EngineKind, cpus: CpuList) -> io::Result<Workers<D>> {
+        Workers::fenced(device, engine, cpus, None)
     }
 
-    /// Each of them holds `fence` open while anything of it is in flight at the host.
-    pub fn fenced(mut self, fence: Option<Arc<OwnedFd>>) -> Workers<D> {
-        self.fence = fence;
-        self
+    /// The same; each of them holds `fence` open while anything of it is in flight at the host.
+    ///
+    /// # Errors
+    /// As from [`Workers::new`].
+    pub fn fenced(
+        device: Arc<D>,
+        engine: EngineKind,
+        cpus: CpuList,
+        fence: Option<&OwnedFd>,
+    ) -> io::Result<Workers<D>> {
+        let prepare = |_| Prepared::fenced(engine, fence.map(AsFd::as_fd)).map(Some);
+        let engines = (0..device.workers().max(1)).map(prepare).collect::<io::Result<_>>()?;
+        Ok(Workers { device, cpus, filter: Arc::default(), engines, threads: Vec::new() })
+    }
+
+    /// Has all threads take on this filter before they serve.
+    pub fn confine(&mut self, filter: Filter) {
+        self.filter = Arc::new(filter);
     }
 
     /// Serves `queue`, kicked by `kick`.
@@ -92,16 +112,17 @@ impl<D: Device> Workers<D> {
     /// # Errors
     /// The worker could not begin.
     pub fn start(&mut self, queue: Queue, kick: Arc<OwnedFd>) -> io::Result<()> {
-        let at = usize::from(queue.index()).checked_rem(self.device.workers()).unwrap_or(0);
+        let at = self.place(queue.index());
         while self.threads.len() <= at {
-            self.threads.push(self.spawn(self.threads.len())?);
+            let worker = self.spawn(self.threads.len())?;
+            self.threads.push(worker);
         }
         if self.threads.get(at).is_some_and(Worker::has_ended) {
             log::line!(
                 error,
                 Class::WorkerThread,
                 worker = at,
-                "A worker ended by itself; another one takes its place"
+                "A worker ended by itself; another one takes its place, with epoll"
             );
             self.threads[at] = self.spawn(at)?;
         }
@@ -111,10 +132,16 @@ impl<D: Device> Workers<D> {
         Ok(())
     }
 
-    fn spawn(&self, number: usize) -> io::Result<Worker> {
-        let (kind, fence) = (self.engine, self.fence.clone());
-        let engine = move || Engine::fenced(kind, fence.as_deref().map(AsFd::as_fd));
-        Worker::spawn(Arc::clone(&self.device), engine, self.cpus.clone(), number)
+    /// Which thread serves a queue.
+    fn place(&self, index: u16) -> usize {
+        usize::from(index).checked_rem(self.engines.len()).unwrap_or(0)
+    }
+
+    /// The sandbox lets nobody make another ring: a thread that takes the place of one does without.
+    fn spawn(&mut self, number: usize) -> io::Result<Worker> {
+        let engine = self.engines.get_mut(number).and_then(Option::take).unwrap_or_else(Prepared::late);
+        let start = Start { engine, cpus: self.cpus.clone(), filter: Arc::clone(&self.filter), number };
+        Worker::spawn(Arc::clone(&self.device), start)
     }
 
     /// Stops a queue: no new request is taken, what is in flight is waited for as long as `go_on` says so, which is
@@ -135,7 +162,7 @@ impl<D: Device> Workers<D> {
     }
 
     fn of(&self, index: u16) -> Option<&Worker> {
-        self.threads.get(usize::from(index).checked_rem(self.device.workers())?)
+        self.threads.get(self.place(index))
     }
 }
 
@@ -160,23 +187,26 @@ impl<D: Device> Drop for Workers<D> {
     }
 }
 
+/// With what a thread begins.
+struct Start {
+    engine: Prepared,
+    cpus: CpuList,
+    filter: Arc<Filter>,
+    number: usize,
+}
+
 impl Worker {
-    fn spawn<D: Device>(
-        device: Arc<D>,
-        engine: impl FnOnce() -> io::Result<Engine<TaggedOp<D>>> + Send + 'static,
-        cpus: CpuList,
-        number: usize,
-    ) -> io::Result<Worker> {
+    fn spawn<D: Device>(device: Arc<D>, start: Start) -> io::Result<Worker> {
         let (commands, inbox) = channel();
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let heard = bell.try_clone()?;
         let (ready, began) = sync_channel(1);
         let (end, ended) = sync_channel::<()>(1);
-        let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+        let name = format!("worker-{}", start.number);
+        let thread = std::thread::Builder::new().name(name).spawn(move || {
             // Goes with the thread, however that ends.
             let _end = end;
-            let pinned = cpus.pin(number).and_then(|()| engine());
-            match pinned.and_then(|engine| Round::new(&*device, engine, inbox, heard)) {
+            match Round::begin(&*device, start, inbox, heard) {
                 Ok(mut round) => {
                     let _ = ready.send(Ok(()));
                     round.run();
@@ -210,9 +240,6 @@ impl Worker {
     }
 }
 
-/// An operation of the device's handler, as the engine has it.
-type TaggedOp<D> = Tagged<<<D as Device>::Handler as Handler>::Op>;
-
 /// What a worker thread has in hand.
 struct Round<H: Handler> {
     handler: H,
@@ -244,16 +271,20 @@ struct Duty {
 }
 
 impl<H: Handler> Round<H> {
-    fn new<D: Device<Handler = H>>(
+    /// What the calling thread needs to serve, after which it is confined to serving.
+    fn begin<D: Device<Handler = H>>(
         device: &D,
-        mut engine: Engine<Tagged<H::Op>>,
+        start: Start,
         inbox: Receiver<Command>,
         bell: OwnedFd,
     ) -> io::Result<Self> {
+        start.cpus.pin(start.number)?;
+        let mut engine = Engine::from_prepared(start.engine)?;
         engine.watch(bell.as_fd(), Interest::Read, MAILBOX)?;
         let mut handler = device.handler()?;
         let mut tasks = Tasks::default();
         handler.start(&mut Io { engine: &mut engine, tasks: &mut tasks })?;
+        start.filter.apply().map_err(io::Error::other)?;
         let queues = Queues::default();
         Ok(Round {
             handler,

@@ -109,7 +109,7 @@ fn reaches(guest: &Guest, used: u16) -> bool {
 #[test]
 fn a_driver_that_is_asked_not_to_notify_is_looked_after_beside_a_busy_one() {
     for engine in [EngineKind::IoUring, EngineKind::Epoll] {
-        let mut workers = Workers::new(Arc::new(Restless), engine, CpuList::default());
+        let mut workers = Workers::new(Arc::new(Restless), engine, CpuList::default()).unwrap();
         let _busy = served(&mut workers, 0, 0);
         let quiet = served(&mut workers, 1, 0);
         for index in 1..=8 {
@@ -124,7 +124,7 @@ fn a_driver_that_is_asked_not_to_notify_is_looked_after_beside_a_busy_one() {
 #[test]
 fn a_driver_is_asked_to_notify_when_its_worker_sleeps() {
     for engine in [EngineKind::IoUring, EngineKind::Epoll] {
-        let mut workers = Workers::new(Arc::new(Restless), engine, CpuList::default());
+        let mut workers = Workers::new(Arc::new(Restless), engine, CpuList::default()).unwrap();
         let quiet = served(&mut workers, 1, 1);
         assert!(reaches(&quiet, 1));
         let until = Instant::now() + PATIENCE;
@@ -140,7 +140,7 @@ fn a_driver_is_asked_to_notify_when_its_worker_sleeps() {
 #[test]
 fn f19_a_worker_that_is_kept_in_a_write_is_freed_to_stop() {
     for engine in [EngineKind::IoUring, EngineKind::Epoll] {
-        let mut workers = Workers::new(Arc::new(Restless), engine, CpuList::default());
+        let mut workers = Workers::new(Arc::new(Restless), engine, CpuList::default()).unwrap();
         let full = event();
         let call = Signal::new(Some(full.try_clone().unwrap()));
         rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
@@ -197,7 +197,8 @@ impl Handler for Brittle {
 
 #[test]
 fn a_worker_that_ended_by_itself_is_replaced() {
-    let mut workers = Workers::new(Arc::new(Brittle::default()), EngineKind::Auto, CpuList::default());
+    let mut workers =
+        Workers::new(Arc::new(Brittle::default()), EngineKind::Auto, CpuList::default()).unwrap();
     let _lost = served(&mut workers, 0, 1);
     let until = Instant::now() + PATIENCE;
     while !workers.threads[0].has_ended() && Instant::now() < until {
@@ -268,7 +269,7 @@ impl Handler for Clockwork {
 fn a_timer_of_a_handler_expires_once_each_time_it_is_armed() {
     for engine in [EngineKind::IoUring, EngineKind::Epoll] {
         let device = Clockwork::default();
-        let mut workers = Workers::new(Arc::new(device.clone()), engine, CpuList::default());
+        let mut workers = Workers::new(Arc::new(device.clone()), engine, CpuList::default()).unwrap();
         let began = Instant::now();
         let guest = served(&mut workers, 0, 8);
         assert!(reaches(&guest, 8), "{engine:?}");
@@ -360,7 +361,7 @@ impl Handler for Storyteller {
 fn a_task_tells_its_handler_and_ends_with_its_worker() {
     for engine in [EngineKind::IoUring, EngineKind::Epoll] {
         let device = Storyteller::default();
-        let mut workers = Workers::new(Arc::new(device.clone()), engine, CpuList::default());
+        let mut workers = Workers::new(Arc::new(device.clone()), engine, CpuList::default()).unwrap();
         let guest = served(&mut workers, 0, 8);
         assert!(reaches(&guest, 8), "{engine:?}");
         assert!(device.steps.load(Ordering::Relaxed) >= 8);
@@ -429,7 +430,7 @@ impl Handler for Patient {
 fn a_suspended_queue_leaves_in_flight_what_the_host_has_not_done() {
     let (source, sink) = rustix::pipe::pipe().unwrap();
     let mut workers =
-        Workers::new(Arc::new(Patient(Arc::new(source))), EngineKind::IoUring, CpuList::default());
+        Workers::new(Arc::new(Patient(Arc::new(source))), EngineKind::IoUring, CpuList::default()).unwrap();
     let guest = Guest::new(8, false);
     (0..8).for_each(|head| {
         guest.descriptor(head, 0x2_0000, 8, Descriptor::WRITE, 0);

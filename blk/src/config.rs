@@ -47,6 +47,7 @@ impl Program for Options {
     const NAME: &'static str = "outboard-blk";
     const TYPE: &'static str = "block";
     const ABOUT: &'static str = "vhost-user block device: a raw image as the disk of one virtual machine";
+    const POLICY: &'static str = include_str!("../policy/seccomp.policy");
     const EXAMPLES: &'static str = "Examples:\n  \
         outboard-blk --socket-path /run/outboard/vm1/blk.sock \\\n      \
         --image /srv/vm1.img --queues 4\n  \

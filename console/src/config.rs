@@ -40,6 +40,7 @@ impl Program for Options {
     const TYPE: &'static str = "console";
     const ABOUT: &'static str =
         "vhost-user console device: a virtual machine's hvc0 on a terminal, a pty or a socket";
+    const POLICY: &'static str = include_str!("../policy/seccomp.policy");
     const EXAMPLES: &'static str = "While somebody reads, nothing is lost: a slow reader holds the guest back. While nobody does, the guest goes on \
         and the last 64 KiB it wrote wait for the next reader.\n\n\
         Examples:\n  \

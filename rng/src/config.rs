@@ -25,6 +25,7 @@ impl Program for Options {
     const NAME: &'static str = "outboard-rng";
     const TYPE: &'static str = "rng";
     const ABOUT: &'static str = "vhost-user entropy device: random bytes for one virtual machine";
+    const POLICY: &'static str = include_str!("../policy/seccomp.policy");
     const EXAMPLES: &'static str = "Examples:\n  \
         outboard-rng --socket-path /run/outboard/vm1/rng.sock\n  \
         outboard-rng --socket-path /run/outboard/vm1/rng.sock \\\n      \

@@ -21,6 +21,8 @@ const COMMON: &[Row] = &[
     ("engine", "'epoll'"),
     ("cpus", "'0'"),
     ("require-sealed-memory", "true"),
+    ("sandbox", "'log'"),
+    ("user", "'root'"),
     ("log-format", "'json'"),
     ("log-level", "'WARN'"),
     ("log-file", "'@/log'"),

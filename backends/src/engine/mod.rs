@@ -127,32 +127,58 @@ enum Inner {
     Epoll(epoll::Epoll),
 }
 
-impl<T: Buffers> Engine<T> {
-    /// An engine for the calling thread; only this thread may use it.
+/// What an engine needs of the kernel, for a thread that has yet to start: made before the sandbox closes.
+/// A ring, or nothing, which is all that epoll needs.
+pub struct Prepared(Option<uring::Disabled>);
+
+impl Prepared {
+    /// For one thread.
     ///
     /// # Errors
     /// The kernel refuses what `kind` asks for.
-    pub fn new(kind: EngineKind) -> std::io::Result<Engine<T>> {
-        Engine::fenced(kind, None)
+    pub fn new(kind: EngineKind) -> std::io::Result<Prepared> {
+        Prepared::fenced(kind, None)
     }
 
     /// The same; `fence` stays open until the kernel has ended all its operations, which may be after the end of this
     /// process.
     ///
     /// # Errors
-    /// As from [`Engine::new`].
-    pub fn fenced(kind: EngineKind, fence: Option<BorrowedFd<'_>>) -> std::io::Result<Engine<T>> {
-        let inner = match kind {
-            EngineKind::IoUring => Inner::Uring(uring::Uring::new(fence)?),
+    /// As from [`Prepared::new`].
+    pub fn fenced(kind: EngineKind, fence: Option<BorrowedFd<'_>>) -> std::io::Result<Prepared> {
+        Ok(Prepared(match kind {
+            EngineKind::IoUring => Some(uring::Disabled::new(fence)?),
             // A process does not end before its threads, and they not in the middle of a read or write.
-            EngineKind::Epoll => Inner::Epoll(epoll::Epoll::new()?),
-            EngineKind::Auto => match uring::Uring::new(fence) {
-                Ok(uring) => Inner::Uring(uring),
-                Err(error) => {
-                    tracing::info!(%error, "io_uring is not to be had here, using epoll");
-                    Inner::Epoll(epoll::Epoll::new()?)
-                }
-            },
+            EngineKind::Epoll => None,
+            EngineKind::Auto => uring::Disabled::new(fence)
+                .inspect_err(|error| tracing::info!(%error, "io_uring is not to be had here, using epoll"))
+                .ok(),
+        }))
+    }
+
+    /// What can be had in a sandbox.
+    pub fn late() -> Prepared {
+        Prepared(None)
+    }
+}
+
+impl<T: Buffers> Engine<T> {
+    /// An engine for the calling thread; only this thread may use it.
+    ///
+    /// # Errors
+    /// The kernel refuses what `kind` asks for.
+    pub fn new(kind: EngineKind) -> std::io::Result<Engine<T>> {
+        Engine::from_prepared(Prepared::new(kind)?)
+    }
+
+    /// The same of what was prepared for this thread.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn from_prepared(prepared: Prepared) -> std::io::Result<Engine<T>> {
+        let inner = match prepared.0 {
+            Some(ring) => Inner::Uring(ring.enable()?),
+            None => Inner::Epoll(epoll::Epoll::new()?),
         };
         Ok(Engine { inner, slab: Slab::default(), timers: Timers::default(), events: VecDeque::new() })
     }

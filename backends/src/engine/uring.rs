@@ -3,11 +3,16 @@
 //! Descriptors are watched by multishot polls, which report each wake-up of the descriptor, so that an
 //! eventfd needs no read. User data of an entry is a slab number (operations) or a token (polls).
 //! The ring belongs to one thread (SINGLE_ISSUER); completions are delivered when it asks (DEFER_TASKRUN).
+//!
+//! seccomp does not see what a ring is asked to do. So a ring is made before the sandbox closes, still disabled, and is
+//! told which operations it will ever take: ours, and nothing of it can be registered or changed any more. The thread
+//! that will use it enables it.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
+use io_uring::register::Restriction;
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use rustix::io::Errno;
@@ -28,6 +33,18 @@ const COMPLETIONS: u32 = 4096;
 const POLL: u64 = 1 << 32;
 const IGNORED: u64 = 2 << 32;
 const GENERATION_SHIFT: u32 = 34;
+
+/// All that a ring may be asked for.
+const OPERATIONS: [u8; 8] = [
+    opcode::PollAdd::CODE,
+    opcode::PollRemove::CODE,
+    opcode::AsyncCancel::CODE,
+    opcode::Read::CODE,
+    opcode::Write::CODE,
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+];
 
 /// Times in a row that a poll may end by itself. It happens when completions overflow; a file that is always
 /// ready and never wakes anybody (/dev/zero) ends each poll at once, and would be polled for ever.
@@ -55,19 +72,22 @@ struct Watch {
     endings: u8,
 }
 
-impl Uring {
+/// A ring that no thread uses yet.
+pub(crate) struct Disabled(IoUring);
+
+impl Disabled {
     /// `fence` goes into the ring's table of files. The kernel lets go of that only when no operation of the ring is left,
     /// even if the process was killed long before: a write to a disk cannot be taken back.
-    pub(crate) fn new(fence: Option<BorrowedFd<'_>>) -> io::Result<Uring> {
+    pub(crate) fn new(fence: Option<BorrowedFd<'_>>) -> io::Result<Disabled> {
         let mut builder = IoUring::builder();
-        builder.setup_cqsize(COMPLETIONS);
+        builder.setup_cqsize(COMPLETIONS).setup_r_disabled();
         let ring = builder
             .setup_single_issuer()
             .setup_coop_taskrun()
             .setup_defer_taskrun()
             .setup_taskrun_flag()
             .build(ENTRIES)
-            .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(ENTRIES))?;
+            .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).setup_r_disabled().build(ENTRIES))?;
         if !ring.params().is_feature_ext_arg() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -77,10 +97,19 @@ impl Uring {
         if let Some(fence) = fence {
             ring.submitter().register_files(&[fence.as_raw_fd()])?;
         }
-        let (watches, lists, backlog) = (Vec::new(), Vec::new(), VecDeque::new());
-        Ok(Uring { ring, watches, lists, backlog, generation: 0 })
+        ring.submitter().register_restrictions(&mut OPERATIONS.map(Restriction::sqe_op))?;
+        Ok(Disabled(ring))
     }
 
+    /// Enabled by the thread that it is for.
+    pub(crate) fn enable(self) -> io::Result<Uring> {
+        self.0.submitter().register_enable_rings()?;
+        let (watches, lists, backlog) = (Vec::new(), Vec::new(), VecDeque::new());
+        Ok(Uring { ring: self.0, watches, lists, backlog, generation: 0 })
+    }
+}
+
+impl Uring {
     pub(crate) fn watch(&mut self, fd: BorrowedFd<'_>, interest: Interest, token: Token) -> io::Result<()> {
         let events = match interest {
             Interest::Read => libc::POLLIN,

@@ -13,9 +13,9 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -38,6 +38,7 @@ use crate::kept::{FENCE, SOCKET, arrived};
 use crate::log;
 use crate::opened::{Opened, Unlink};
 use crate::proto::Connection;
+use crate::sandbox::privileges;
 use crate::server::Endpoint;
 
 /// First argument of a keeper.
@@ -113,6 +114,7 @@ impl Told {
 }
 
 fn keep(name: &'static str, Told { opened: mut kept, made, path, args }: Told) -> Result<ExitCode, Failure> {
+    privileges::stay_hidden()?;
     allow_descriptors();
     crate::sys::set_name(name);
     let signals = Signals::new().map_err(Failure::host)?;
@@ -150,10 +152,20 @@ fn keep(name: &'static str, Told { opened: mut kept, made, path, args }: Told) -
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     match ended {
         Ok(status) => Ok(code(status.and_then(|status| status.code()), 0)),
+        Err(Stop::Unready(status)) if status.code().is_none() => Err(killed(status)),
         Err(Stop::Unready(status)) => Ok(code(status.code(), 1)),
         Err(Stop::Failed(error)) => Err(Failure::host(format!("Cannot go on: {error}"))),
         Err(stop) => Err(Failure::host(format!("Cannot go on: {stop:?}"))),
     }
+}
+
+/// A worker that could not say why it ended.
+fn killed(status: ExitStatus) -> Failure {
+    let cure = match status.signal() {
+        Some(libc::SIGSYS) => "it called what the sandbox does not allow; see what by --sandbox log",
+        _ => "see the kernel's log",
+    };
+    Failure::host(format!("The worker ended before it was ready ({status}): {cure}"))
 }
 
 /// Where front-ends come from, and the only one if it is there already.

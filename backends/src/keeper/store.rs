@@ -175,8 +175,8 @@ pub(crate) fn kept(packets: &[OwnedFd]) -> BTreeMap<String, OwnedFd> {
 }
 
 /// Lets go of all that a keeper before had stored: this daemon has none.
-pub(crate) fn disown(packets: &[OwnedFd]) {
-    packets.iter().for_each(empty);
+pub(crate) fn disown() {
+    passed().iter().for_each(empty);
 }
 
 /// The generation that was stored last, and its entries. None: they make no sense.

@@ -37,6 +37,7 @@ use crate::notify::Signal;
 use crate::proto::transport::MESSAGE_DEADLINE;
 use crate::proto::wire::{BackendCode, DecodeError, Header};
 use crate::proto::{Connection, Frame, ProtocolFeatures, Reply, Request, TransportError};
+use crate::sandbox::Filter;
 use crate::session::{Direction, Offer, Refusal, Session};
 use crate::stats::Stats;
 use crate::sys;
@@ -176,12 +177,11 @@ impl<D: Device> Server<D> {
     pub fn new(device: D, settings: Settings, kept: &Kept) -> io::Result<Server<D>> {
         let device = Arc::new(device);
         let stats = Stats::kept(kept, device.queues())?;
-        let workers = Workers::new(Arc::clone(&device), settings.engine, settings.cpus.clone());
-        let workers = workers.fenced(settings.fence.clone());
+        let Settings { engine, cpus, fence, .. } = &settings;
+        let workers = Workers::fenced(Arc::clone(&device), *engine, cpus.clone(), fence.as_deref())?;
         let torn = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         guard::ring_when_torn(torn.try_clone()?);
         let announced = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        device.attach(Announcer(Signal::new(Some(announced.try_clone()?))));
         Ok(Server {
             device,
             settings,
@@ -208,6 +208,11 @@ impl<D: Device> Server<D> {
         &self.seen
     }
 
+    /// Has the threads that serve queues take on this filter.
+    pub fn confine(&mut self, filter: Filter) {
+        self.workers.confine(filter);
+    }
+
     /// Counters.
     pub fn stats(&self) -> &Stats {
         &self.stats
@@ -219,6 +224,8 @@ impl<D: Device> Server<D> {
     /// The listener itself fails.
     pub fn serve(&mut self, endpoint: Endpoint, end: BorrowedFd<'_>) -> io::Result<()> {
         self.end = Some(end.try_clone_to_owned()?);
+        // Not before: a device may start threads of its own, and what confines this process confines them too then.
+        self.device.attach(Announcer(Signal::new(Some(self.announced.try_clone()?))));
         match endpoint {
             Endpoint::Connected(stream) => {
                 self.serve_front_end(stream, None, end);

@@ -40,6 +40,7 @@ impl Program for Options {
     const NAME: &'static str = "outboard-null";
     const TYPE: &'static str = "block";
     const ABOUT: &'static str = "vhost-user block device that does nothing: for measuring";
+    const POLICY: &'static str = include_str!("../../policy/null.policy");
     const EXAMPLES: &'static str = "Example:\n  outboard-null --socket-path /tmp/null.sock";
 
     fn open(self, _: &Kept) -> Result<Null, Failure> {

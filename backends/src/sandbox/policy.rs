@@ -1,0 +1,176 @@
+//! What a policy file says: one system call a line, under what conditions, and why.
+//!
+//! ```text
+//! # A comment.
+//! [data path]                                      # a part: what one kind of thread or process may do
+//! read                                             # takes kicks of other threads
+//! mmap if arg2 & PROT_EXEC == 0                    # memory of the guest; nothing that could be run
+//! socket if arg0 == AF_UNIX, arg2 == 0             # both must hold
+//! openat = ENOENT                                  # libraries try files they can do without
+//! ```
+//! In: texts, which belong to the program. Out: [`Rule`]s of the parts that were asked for. Lines with the same call are
+//! alternatives. An argument is
+//! compared by its lower 32 bits: all that are compared are ints and flags. `SELF` is the number of the process that
+//! asks. Refuses, naming the line: an unknown call or name, a condition that is none, and a line without its why.
+
+use std::str::FromStr;
+
+use syscalls::Sysno;
+use thiserror::Error;
+
+/// Names that conditions and answers may use.
+const NAMES: &[(&str, u32)] = &[
+    ("AF_UNIX", cast(libc::AF_UNIX)),
+    ("CLONE_THREAD", cast(libc::CLONE_THREAD)),
+    ("CLONE_NAMESPACES", NAMESPACES),
+    ("EINVAL", cast(libc::EINVAL)),
+    ("ENOENT", cast(libc::ENOENT)),
+    ("ENOSYS", cast(libc::ENOSYS)),
+    ("EPERM", cast(libc::EPERM)),
+    ("FIONBIO", 0x5421),
+    ("FIONREAD", 0x541b),
+    ("F_ADD_SEALS", cast(libc::F_ADD_SEALS)),
+    ("F_DUPFD_CLOEXEC", cast(libc::F_DUPFD_CLOEXEC)),
+    ("F_GETFD", cast(libc::F_GETFD)),
+    ("F_GETFL", cast(libc::F_GETFL)),
+    ("F_GET_SEALS", cast(libc::F_GET_SEALS)),
+    ("F_OFD_SETLK", cast(libc::F_OFD_SETLK)),
+    ("F_SETFD", cast(libc::F_SETFD)),
+    ("F_SETFL", cast(libc::F_SETFL)),
+    ("IORING_REGISTER_ENABLE_RINGS", 12),
+    ("PROT_EXEC", cast(libc::PROT_EXEC)),
+    ("PR_CAP_AMBIENT", cast(libc::PR_CAP_AMBIENT)),
+    ("PR_GET_AUXV", 0x4155_5856),
+    ("PR_GET_NO_NEW_PRIVS", cast(libc::PR_GET_NO_NEW_PRIVS)),
+    ("PR_SET_DUMPABLE", cast(libc::PR_SET_DUMPABLE)),
+    ("PR_SET_PDEATHSIG", cast(libc::PR_SET_PDEATHSIG)),
+    ("PR_SET_NAME", cast(libc::PR_SET_NAME)),
+    ("PR_SET_NO_NEW_PRIVS", cast(libc::PR_SET_NO_NEW_PRIVS)),
+    ("SECCOMP_SET_MODE_FILTER", libc::SECCOMP_SET_MODE_FILTER),
+    ("SOL_SOCKET", cast(libc::SOL_SOCKET)),
+    ("SO_ACCEPTCONN", cast(libc::SO_ACCEPTCONN)),
+    ("SO_SNDTIMEO", cast(libc::SO_SNDTIMEO)),
+    ("SO_PEERCRED", cast(libc::SO_PEERCRED)),
+    ("TCGETS", 0x5401),
+    ("TCGETS2", 0x802c_542a),
+    ("TCSETS2", 0x402c_542b),
+    ("TIOCGWINSZ", 0x5413),
+];
+/// Flags of clone(2) that make namespaces.
+const NAMESPACES: u32 = cast(
+    libc::CLONE_NEWNS
+        | libc::CLONE_NEWCGROUP
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUSER
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWNET,
+);
+
+const fn cast(value: i32) -> u32 {
+    value.cast_unsigned()
+}
+
+/// What is wrong with a policy.
+#[derive(Debug, Error)]
+#[error("policy line `{line}`: {problem}")]
+pub struct PolicyError {
+    line: String,
+    problem: &'static str,
+}
+
+/// An argument must be this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Its place, from 0.
+    pub arg: u8,
+    /// The bits that count.
+    pub mask: u32,
+    /// What they must be.
+    pub value: u32,
+}
+
+impl Condition {
+    /// Whether a call with these arguments fulfils it.
+    pub fn holds(&self, args: &[u64]) -> bool {
+        let masked = |arg: &u64| arg & u64::from(self.mask);
+        args.get(usize::from(self.arg)).is_some_and(|arg| masked(arg) == u64::from(self.value))
+    }
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The system call.
+    pub call: Sysno,
+    /// All must hold; none: always.
+    pub conditions: Vec<Condition>,
+    /// It is not done, and this error number is the answer.
+    pub answer: Option<u32>,
+    /// What it is needed for.
+    pub why: &'static str,
+}
+
+impl Rule {
+    /// Whether it speaks of this call.
+    pub fn matches(&self, call: Sysno, args: &[u64]) -> bool {
+        self.call == call && self.conditions.iter().all(|condition| condition.holds(args))
+    }
+}
+
+/// The rules of these parts of these texts, together.
+///
+/// # Errors
+/// [`PolicyError`]
+pub fn parse(texts: &[&'static str], parts: &[&str]) -> Result<Vec<Rule>, PolicyError> {
+    let lines = texts.iter().flat_map(|text| of(text, parts));
+    lines.map(|line| rule(line).map_err(|problem| PolicyError { line: line.to_owned(), problem })).collect()
+}
+
+/// The lines of these parts of a text that are rules.
+fn of(text: &'static str, parts: &[&str]) -> impl Iterator<Item = &'static str> {
+    let mut wanted = false;
+    text.lines().map(str::trim).filter(move |line| {
+        if let Some(head) = line.strip_prefix('[') {
+            wanted = head.split_once(']').is_some_and(|(name, _)| parts.contains(&name));
+            return false;
+        }
+        wanted && !line.is_empty() && !line.starts_with('#')
+    })
+}
+
+fn rule(line: &'static str) -> Result<Rule, &'static str> {
+    let (rule, why) = line.split_once(" # ").ok_or("it does not say why, after ` # `")?;
+    let (rule, answer) = match rule.split_once(" = ") {
+        Some((rule, answer)) => (rule, Some(number(answer)?)),
+        None => (rule, None),
+    };
+    let (call, conditions) = match rule.split_once(" if ") {
+        Some((call, list)) => (call, list.split(',').map(condition).collect::<Result<_, _>>()?),
+        None => (rule, Vec::new()),
+    };
+    let call = Sysno::from_str(call.trim()).map_err(|_| "there is no such system call")?;
+    Ok(Rule { call, conditions, answer, why: why.trim() })
+}
+
+/// `argN == VALUE` or `argN & MASK == VALUE`.
+fn condition(text: &str) -> Result<Condition, &'static str> {
+    let (what, value) =
+        text.split_once("==").ok_or("a condition is `argN == VALUE` or `argN & MASK == VALUE`")?;
+    let (arg, mask) = match what.split_once('&') {
+        Some((arg, mask)) => (arg, number(mask)?),
+        None => (what, u32::MAX),
+    };
+    let arg = arg.trim().strip_prefix("arg").and_then(|digit| digit.parse().ok()).filter(|arg| *arg < 6);
+    Ok(Condition { arg: arg.ok_or("arguments are arg0 to arg5")?, mask, value: number(value)? })
+}
+
+/// A number, or a name of one.
+fn number(text: &str) -> Result<u32, &'static str> {
+    let text = text.trim();
+    if text == "SELF" {
+        return Ok(std::process::id());
+    }
+    let named = NAMES.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
+    named.or_else(|| text.parse().ok()).ok_or("it uses a name that is not known here")
+}
