@@ -125,6 +125,10 @@ fn a_keeper_that_is_replaced_keeps_its_image_unless_another_one_is_meant() {
     let launch =
         manager.of(Launch::new("outboard-blk").args(["--config".to_owned(), config.display().to_string()]));
     let mut daemon = launch.serve().unwrap();
+    let until = tests::wait::deadline();
+    while !daemon.stderr().contains("Listening") {
+        assert!(Instant::now() < until, "{}", daemon.stderr());
+    }
     // Read-only from here on, past the page cache, read-write again, and another one.
     let steps = [
         (&image, "", [true, false]),

@@ -124,6 +124,8 @@ impl Load for ConsoleLoad {
     }
 
     fn submit(&mut self) {
+        // What is said before anybody listens is heard by nobody.
+        let _ = self.client();
         self.post();
         while self.tx.in_flight() < DEPTH {
             let len = 13 + self.random.below(MAX_BYTES);
