@@ -378,7 +378,8 @@ impl Keeper {
     }
 
     fn keep(&mut self, gifts: Vec<Gift>) {
-        for (name, gift) in gifts {
+        // What the keeper uses itself is not a worker's to give.
+        for (name, gift) in gifts.into_iter().filter(|(name, _)| ![SOCKET, FENCE].contains(&name.as_str())) {
             match gift {
                 None => drop(self.kept.remove(&name)),
                 Some(fd) if self.kept.len() < MAX_KEPT || self.kept.contains_key(&name) => {
