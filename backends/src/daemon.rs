@@ -310,7 +310,7 @@ fn serve<P: Program>(
     };
     let mut server = Server::new(device, settings, kept).map_err(Failure::host)?;
     crate::sys::cut_clean_mappings();
-    let about = About { name: P::NAME, kind: P::TYPE, engine: common.engine, began_ms };
+    let about = About { name: P::NAME, kind: P::TYPE, engine: server.engine(), began_ms };
     let mut control = control(about, kept, &server).map_err(Failure::host)?;
     server.confine(data_path::<P>(common.sandbox)?);
     bounds.confine::<P>(common)?;

@@ -62,6 +62,8 @@ pub enum Stop {
 /// The workers of a daemon; threads begin when a queue needs them.
 pub struct Workers<D: Device> {
     device: Arc<D>,
+    /// The one they begin with.
+    engine: EngineKind,
     cpus: CpuList,
     /// What each thread takes on before it serves.
     filter: Arc<Filter>,
@@ -98,8 +100,15 @@ impl<D: Device> Workers<D> {
         fence: Option<&OwnedFd>,
     ) -> io::Result<Workers<D>> {
         let prepare = |_| Prepared::fenced(engine, fence.map(AsFd::as_fd)).map(Some);
-        let engines = (0..device.workers().max(1)).map(prepare).collect::<io::Result<_>>()?;
-        Ok(Workers { device, cpus, filter: Arc::default(), engines, threads: Vec::new() })
+        let engines = (0..device.workers().max(1)).map(prepare).collect::<io::Result<Vec<_>>>()?;
+        let all_rings = engines.iter().flatten().all(Prepared::is_ring);
+        let engine = if all_rings { EngineKind::IoUring } else { EngineKind::Epoll };
+        Ok(Workers { device, engine, cpus, filter: Arc::default(), engines, threads: Vec::new() })
+    }
+
+    /// The engine that its threads begin with: never [`EngineKind::Auto`].
+    pub fn engine(&self) -> EngineKind {
+        self.engine
     }
 
     /// Has all threads take on this filter before they serve.

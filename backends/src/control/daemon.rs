@@ -42,7 +42,7 @@ pub struct About {
     pub name: &'static str,
     /// Type in the vhost-user program conventions.
     pub kind: &'static str,
-    /// How its workers wait and do I/O, as the options say.
+    /// How its workers wait and do I/O.
     pub engine: EngineKind,
     /// When the process began, in milliseconds of Unix time.
     pub began_ms: u64,

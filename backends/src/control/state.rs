@@ -8,6 +8,7 @@ use super::daemon::{About, Daemon};
 use super::{logs, names};
 use crate::device::Device;
 use crate::kept::channel::Standing;
+use crate::sandbox;
 use crate::server::seen::View;
 use crate::stats::{Count, QueueStats, RingStats, State};
 
@@ -22,7 +23,8 @@ pub(super) fn of<D: Device>(daemon: &Daemon<D>) -> Value {
 }
 
 fn about(about: &About, standing: Option<Standing>) -> Value {
-    let engine = about.engine.to_possible_value();
+    let (engine, sandbox) = (about.engine.to_possible_value(), sandbox::Standing::current());
+    let mode = sandbox.mode.to_possible_value();
     json!({
         "name": about.name,
         "version": env!("CARGO_PKG_VERSION"),
@@ -33,6 +35,11 @@ fn about(about: &About, standing: Option<Standing>) -> Value {
         "started_unix_s": seconds(standing.map_or(about.began_ms, |standing| standing.began_ms)),
         "worker_started_unix_s": seconds(about.began_ms),
         "engine": engine.as_ref().map(|engine| engine.get_name()),
+        "sandbox": {
+            "mode": mode.as_ref().map(|mode| mode.get_name()),
+            "landlock_abi": sandbox.landlock_abi,
+            "stages": sandbox.stages,
+        },
     })
 }
 

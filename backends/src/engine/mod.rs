@@ -156,6 +156,11 @@ impl Prepared {
         }))
     }
 
+    /// Of io_uring, not of epoll.
+    pub fn is_ring(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// What can be had in a sandbox.
     pub fn late() -> Prepared {
         Prepared(None)

@@ -203,6 +203,11 @@ impl<D: Device> Server<D> {
         &self.device
     }
 
+    /// How its workers wait and do I/O.
+    pub fn engine(&self) -> EngineKind {
+        self.workers.engine()
+    }
+
     /// The front-end that is connected.
     pub fn seen(&self) -> &Seen {
         &self.seen

@@ -53,6 +53,8 @@ fn state_tells_processes_front_end_queues_and_device() {
         assert_eq!(daemon["keeper_pid"], machine.daemon.pid());
         assert_eq!(daemon["worker_pid"], machine.daemon.worker_pid());
         assert_eq!([&daemon["workers_started"], &daemon["engine"]], [&json!(1), &json!("epoll")]);
+        assert_eq!(daemon["sandbox"]["mode"], "on");
+        assert!(daemon["sandbox"]["stages"].as_array().unwrap().contains(&"seccomp".into()), "{daemon}");
         for time in ["started_unix_s", "worker_started_unix_s"] {
             assert!((-1.0..600.0).contains(&seconds_ago(&daemon[time])), "{daemon}");
         }
