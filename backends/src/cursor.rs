@@ -23,15 +23,8 @@ impl Chain {
     /// Takes `N` bytes off the front of the readable part.
     pub fn read_front<const N: usize>(&mut self) -> Option<[u8; N]> {
         let mut out = [0; N];
-        let (front, segments) = self.readable_mut();
-        // As a rule it is in one piece.
-        if let Some(segment) = segments.get_mut(*front).filter(|segment| segment.len() >= N) {
-            segment.copy_to(&mut out);
-            segment.take_front(N);
-            step_over_empty(front, segment);
-            return Some(out);
-        }
         let mut rest = out.as_mut_slice();
+        let (front, segments) = self.readable_mut();
         while !rest.is_empty() {
             let segment = segments.get_mut(*front)?;
             let count = segment.take_front(rest.len()).copy_to(rest);

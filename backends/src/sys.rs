@@ -4,6 +4,7 @@
 //! [`Segment`]s and hand the kernel their addresses. Each returns the bytes it moved or the kernel's error,
 //! and is repeated when a signal interrupts it.
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Once;
@@ -175,6 +176,26 @@ pub(crate) fn group(name: &str) -> Option<u32> {
     let name = std::ffi::CString::new(name).ok()?;
     // SAFETY: as in `user`.
     unsafe { libc::getgrnam(name.as_ptr()).as_ref() }.map(|entry| entry.gr_gid)
+}
+
+/// The ABI of this kernel's Landlock.
+pub(crate) fn landlock_abi() -> io::Result<u8> {
+    const LANDLOCK_CREATE_RULESET_VERSION: libc::c_ulong = 1;
+    let nothing = std::ptr::null::<libc::c_void>();
+    // SAFETY: with this flag the call takes no memory, makes nothing, and answers with a number.
+    let abi = unsafe {
+        libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0_usize, LANDLOCK_CREATE_RULESET_VERSION)
+    };
+    if abi < 0 { Err(io::Error::last_os_error()) } else { Ok(u8::try_from(abi).unwrap_or(u8::MAX)) }
+}
+
+/// Whether this kernel's seccomp can end a process.
+pub(crate) fn has_seccomp() -> io::Result<()> {
+    let action = libc::SECCOMP_RET_KILL_PROCESS;
+    // SAFETY: the call reads the number that it is pointed to, which outlives it.
+    let known =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0_u32, &raw const action) };
+    if known < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// What `ps` and `top` call this process: it was executed by a path without a name.

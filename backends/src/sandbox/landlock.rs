@@ -13,7 +13,7 @@ use landlock::{
     RulesetCreatedAttr, Scope,
 };
 
-use super::SandboxError;
+use super::{SandboxError, host};
 
 /// The newest ABI that this program has been seen to live with.
 const KNOWN: ABI = ABI::V7;
@@ -81,11 +81,7 @@ pub fn restrict(allowed: &[Allowed], abstract_sockets: bool) -> Result<u8, Sandb
 }
 
 fn abi(status: &LandlockStatus) -> Result<u8, SandboxError> {
-    let missing = |errno| SandboxError::Missing {
-        what: "Landlock",
-        option: "CONFIG_SECURITY_LANDLOCK=y, and landlock in its list lsm=",
-        cause: io::Error::from_raw_os_error(errno),
-    };
+    let missing = |errno| host::no_landlock(io::Error::from_raw_os_error(errno));
     match status {
         LandlockStatus::Available { effective_abi, .. } => Ok(*effective_abi as u8),
         LandlockStatus::NotEnabled => Err(missing(libc::EOPNOTSUPP)),

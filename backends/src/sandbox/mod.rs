@@ -20,6 +20,7 @@
 //! [`Mode::Log`] nothing is refused: the kernel writes down what would be.
 
 pub(crate) mod bounds;
+pub mod host;
 pub mod landlock;
 pub mod policy;
 pub mod privileges;
@@ -133,7 +134,7 @@ impl Standing {
     }
 
     /// What the operator should know of it.
-    fn tell(&self) {
+    pub fn tell(&self) {
         match (self.mode, self.landlock_abi) {
             (Mode::Off, _) => tracing::warn!("No sandbox (--sandbox off)"),
             (Mode::Log, _) => tracing::warn!(

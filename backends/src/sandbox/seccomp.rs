@@ -17,7 +17,7 @@ use seccompiler::{
 use syscalls::Sysno;
 
 use super::policy::{self, Condition, Rule};
-use super::{Mode, SandboxError};
+use super::{Mode, SandboxError, host};
 
 /// The architecture that this program was built for: calls of any other end the process.
 const ARCH: TargetArch = if cfg!(target_arch = "x86_64") {
@@ -112,9 +112,7 @@ fn compare(condition: &Condition) -> Result<SeccompCondition, seccompiler::Backe
 /// A kernel without it knows neither the call nor its mode.
 fn refused(error: seccompiler::Error) -> SandboxError {
     match error {
-        seccompiler::Error::Seccomp(cause) if is_missing(&cause) => {
-            SandboxError::Missing { what: "seccomp filters", option: "CONFIG_SECCOMP_FILTER=y", cause }
-        }
+        seccompiler::Error::Seccomp(cause) if is_missing(&cause) => host::no_seccomp(cause),
         seccompiler::Error::Seccomp(cause) | seccompiler::Error::Prctl(cause) => {
             SandboxError::Host { what: "take on a seccomp filter", cause }
         }
