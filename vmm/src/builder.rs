@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Plan ─open─► Opened ─create─► Created ─load─► Loaded ─attach─► Attached ─start─► Machine
-//!      files          VM and RAM        kernel          devices           vCPUs
+//!      files          VM and RAM        kernel          devices           sandbox, threads
 //! ```
 //! A step that fails drops what the earlier ones made, so that nothing is left behind. Cheap mistakes come first:
 //! files are opened before KVM is asked for anything. Files that are written come last: a start that is refused
@@ -29,9 +29,10 @@ use crate::machine::{Machine, Parts};
 use crate::memory::GuestRam;
 use crate::output::OutputFile;
 use crate::pci::PciRoot;
+use crate::sandbox::Sandbox;
 use crate::serial::{SerialMode, SerialPort};
 use crate::timings::{Event, Timings};
-use crate::vhost::{self, VhostPciDevice};
+use crate::vhost::{self, DeviceThread, VhostPciDevice};
 
 /// Builds and starts the machine; `start` is when the process began.
 pub fn start(plan: Plan, start: Instant) -> Result<Machine, Error> {
@@ -52,6 +53,7 @@ struct Opened {
     plan: Plan,
     files: BootFiles,
     timings: Timings,
+    sandbox: Sandbox,
 }
 
 /// The virtual machine exists, with RAM and interrupt controllers.
@@ -73,14 +75,16 @@ struct Attached {
     loaded: Loaded,
     pci: Arc<PciRoot>,
     devices: Vec<Arc<VhostPciDevice>>,
+    threads: Vec<DeviceThread>,
 }
 
 impl Opened {
     fn open(plan: Plan, start: Instant) -> Result<Opened, Error> {
         let timings = Timings::new(start);
         timings.event(Event::Main);
+        let sandbox = Sandbox::new(plan.sandbox)?;
         let files = BootFiles::open(&plan.kernel, plan.initrd.as_deref(), &plan.cmdline)?;
-        Ok(Opened { plan, files, timings })
+        Ok(Opened { plan, files, timings, sandbox })
     }
 
     fn create(self) -> Result<Created, Error> {
@@ -112,28 +116,31 @@ impl Loaded {
         let vm = &self.created.vm;
         let irq = Arc::new(IrqRouter::new(Arc::clone(vm.fd())));
         let pci = Arc::new(PciRoot::new());
-        let mut devices = Vec::new();
+        let sandbox = &self.created.opened.sandbox;
+        let (mut devices, mut threads) = (Vec::new(), Vec::new());
         for spec in &self.created.opened.plan.devices {
-            let device = vhost::connect(spec, vm.ram(), vm.fd(), &irq)?;
+            let connect = || vhost::connect(spec, vm.ram(), vm.fd(), &irq);
+            let (device, thread) = sandbox.as_later(connect)??;
             let slot = pci.add(Arc::clone(&device) as _)?;
             debug!(id = spec.id, slot, "device attached");
             devices.push(device);
+            threads.push(thread);
         }
         self.created.opened.timings.event(Event::Devices);
-        Ok(Attached { loaded: self, pci, devices })
+        Ok(Attached { loaded: self, pci, devices, threads })
     }
 }
 
 impl Attached {
     fn start(self) -> Result<Machine, Error> {
-        let Attached { loaded: Loaded { created: Created { opened, kvm, vm }, acpi, entry }, pci, devices } =
-            self;
+        let Attached { loaded, pci, devices, threads } = self;
+        let Loaded { created: Created { opened, kvm, vm }, acpi, entry } = loaded;
         let cpuid = cpuid::Template::new(&kvm, opened.plan.cpus)?;
         let vcpus = (0..opened.plan.cpus)
             .map(|index| Vcpu::new(&vm, &cpuid, index))
             .collect::<Result<Vec<_>, _>>()?;
         vm.show_ram()?;
-        let Opened { plan, files, timings } = opened;
+        let Opened { plan, files, timings, sandbox } = opened;
         let (serial, timings, socket) = outputs(&plan, timings)?;
         if let Some(serial) = &serial {
             let line = vm.fd().register_irqfd(serial.irq().for_kvm(), layout::COM1_GSI);
@@ -152,10 +159,15 @@ impl Attached {
             serial,
             stdin: plan.serial == SerialMode::Stdio,
             timings,
+            sandbox: sandbox.clone(),
         };
         kvm::vcpu::install_kick_handler().map_err(system("install a signal handler"))?;
-        let api = socket.map(|socket| socket.serve(api)).transpose()?;
-        Machine::start(parts, vcpus, entry, (orders, api))
+        let api = socket.map(|socket| socket.prepare(api)).transpose()?;
+        let machine = Machine::new(parts, orders)?;
+        // From here on nothing is opened, and from here on there are other threads.
+        sandbox.enforce(plan.api_socket.as_deref())?;
+        threads.into_iter().try_for_each(|thread| thread.start(sandbox.device()))?;
+        machine.start(vcpus, entry, api)
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! It asks KVM what a machine needs, makes sealed RAM, and then runs a guest of 100 bytes that executes three
 //! instructions without which Linux does not start: SSE, `cmpxchg16b` and `int3`. A KVM that is a software
-//! implementation stops there with an internal error; it still runs small guests that avoid them.
+//! implementation stops there with an internal error; it still runs small guests that avoid them. The kernel is asked
+//! too what it can confine processes with.
 
 use std::sync::Arc;
 use std::time::Instant;
 
+use backends::sandbox::{Filter, host};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress};
@@ -74,6 +76,15 @@ pub enum Guests {
     None,
 }
 
+/// What processes can be confined with.
+#[derive(Debug, Serialize)]
+pub struct Sandbox {
+    /// Filters of system calls.
+    pub seccomp: bool,
+    /// Landlock, by the number of its ABI.
+    pub landlock_abi: Option<u8>,
+}
+
 /// The answer, as `--json` prints it.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -82,6 +93,8 @@ pub struct Report {
     /// The instruction that this KVM stopped at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<&'static str>,
+    /// What there is for sandboxes.
+    pub sandbox: Sandbox,
     /// What is wrong, and what to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -92,8 +105,11 @@ pub fn run(json: bool) -> Result<(), Error> {
     let report = examine();
     if json {
         println!("{}", serde_json::to_string(&report).map_err(system("write JSON"))?);
-    } else if report.guests == Guests::Linux {
-        println!("Linux guests: this host can run them");
+    } else {
+        if report.guests == Guests::Linux {
+            println!("Linux guests: this host can run them");
+        }
+        println!("{}", report.sandbox.told());
     }
     match report.problem {
         Some(problem) => Err(Error::CheckFailed(problem)),
@@ -101,22 +117,38 @@ pub fn run(json: bool) -> Result<(), Error> {
     }
 }
 
+impl Sandbox {
+    fn told(&self) -> String {
+        let seccomp = if self.seccomp { "seccomp" } else { "no seccomp" };
+        match self.landlock_abi {
+            Some(abi) => format!("Sandbox: {seccomp}, Landlock ABI {abi}"),
+            None => format!("Sandbox: {seccomp}, no Landlock"),
+        }
+    }
+}
+
 /// Looks at this host.
 pub fn examine() -> Report {
+    let (guests, missing, no_guests) = examine_kvm();
+    let (seccomp, landlock) = (host::seccomp(), host::landlock());
+    let sandbox = Sandbox { seccomp: seccomp.is_ok(), landlock_abi: landlock.as_ref().ok().copied() };
+    let no_sandbox = seccomp.and(landlock.map(drop)).err().map(|error| error.to_string());
+    Report { guests, missing, sandbox, problem: no_guests.or(no_sandbox) }
+}
+
+/// Which guests can be run, which instruction cannot, and what is wrong.
+fn examine_kvm() -> (Guests, Option<&'static str>, Option<String>) {
     match probe() {
-        Ok(Outcome::Finished) => Report { guests: Guests::Linux, missing: None, problem: None },
-        Ok(Outcome::StoppedAt(step, how)) => Report {
-            guests: Guests::Small,
-            missing: Some(step),
-            problem: Some(format!(
+        Ok(Outcome::Finished) => (Guests::Linux, None, None),
+        Ok(Outcome::StoppedAt(step, how)) => {
+            let problem = format!(
                 "small guests only: this host's KVM cannot run {step} in a guest's kernel ({how}), so Linux will \
                  not start; use a host with hardware virtualisation (VMX or SVM), or an emulated one: \
                  `cargo xtask kvm-host -- COMMAND`"
-            )),
-        },
-        Err(error) => {
-            Report { guests: Guests::None, missing: None, problem: Some(format!("no guests: {error}")) }
+            );
+            (Guests::Small, Some(step), Some(problem))
         }
+        Err(error) => (Guests::None, None, Some(format!("no guests: {error}"))),
     }
 }
 
@@ -173,7 +205,8 @@ fn run_guest(vcpu: Vcpu) -> Result<Option<VcpuEvent>, Error> {
     let timings = Timings::new(Instant::now()).settled(None);
     let bus = Bus::new(Arc::new(PciRoot::new()), None, Arc::new(timings));
     let (outbox, events, wake) = Outbox::new().map_err(system("make an eventfd"))?;
-    let thread = vcpu.spawn(Arc::new(bus), outbox).map_err(system("start a vCPU thread"))?;
+    let thread =
+        vcpu.spawn(Arc::new(bus), outbox, Filter::default()).map_err(system("start a vCPU thread"))?;
     rustix::event::poll(&mut [PollFd::new(&wake, PollFlags::IN)], Some(&PROBE_DEADLINE))
         .map_err(system("wait for the probe"))?;
     thread.stop();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use backends::log;
+use backends::sandbox;
 use clap::Args;
 
 use crate::memory::{self, MemoryError};
@@ -62,6 +63,9 @@ pub struct RunOptions {
     /// that the guest leaves (writes to port 0x80) the first 1,000 are kept
     #[arg(long, value_name = "FILE")]
     timings: Option<PathBuf>,
+    /// Confine the VMM to what it needs; log: let it do the rest too, and have the kernel log that
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    sandbox: sandbox::Mode,
     /// How and where to log
     #[command(flatten)]
     pub log: log::LogOptions,
@@ -154,6 +158,8 @@ pub struct Plan {
     pub api_socket: Option<PathBuf>,
     /// What a reset leads to.
     pub on_reset: OnReset,
+    /// Whether the VMM is confined.
+    pub sandbox: sandbox::Mode,
     /// Where events are written.
     pub timings: Option<PathBuf>,
 }
@@ -192,6 +198,7 @@ impl RunOptions {
             serial: parse_serial(self.serial.as_deref())?,
             api_socket: self.api_socket,
             on_reset: self.on_reset.unwrap_or_default(),
+            sandbox: self.sandbox,
             timings: self.timings,
         })
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use backends::log::LogError;
+use backends::sandbox::SandboxError;
 
 use crate::boot::linux::BootError;
 use crate::config::ConfigError;
@@ -64,6 +65,9 @@ pub enum Error {
         /// What the host said.
         cause: std::io::Error,
     },
+    /// No sandbox, or only a part of it.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// A daemon that does not answer as it should.
     #[error(transparent)]
     Device(#[from] vhost::Error),
@@ -106,13 +110,16 @@ impl Error {
             | Error::Config(_)
             | Error::OutputFile { .. } => EXIT_OPTION,
             Error::Boot(_) | Error::Socket(_) => EXIT_OPTION,
-            Error::Memory(MemoryError::Host { .. }) | Error::Kvm(_) | Error::CheckFailed(_) => EXIT_HOST,
+            Error::Sandbox(SandboxError::Missing { .. })
+            | Error::Memory(MemoryError::Host { .. })
+            | Error::Kvm(_)
+            | Error::CheckFailed(_) => EXIT_HOST,
             Error::Memory(_) => EXIT_OPTION,
             Error::Device(_) | Error::Pci(_) => EXIT_DEVICE,
             Error::Crash(_) => EXIT_CRASH,
             Error::Ctl(error) => error.exit_code(),
             Error::GuestPanic => EXIT_PANIC,
-            Error::VcpuLost | Error::System { .. } => EXIT_FAILURE,
+            Error::Sandbox(_) | Error::VcpuLost | Error::System { .. } => EXIT_FAILURE,
         })
     }
 }

@@ -21,6 +21,7 @@ pub mod memory;
 pub mod output;
 pub mod pci;
 pub mod power;
+pub mod sandbox;
 pub mod serial;
 pub mod terminal;
 pub mod timings;

@@ -31,6 +31,7 @@ use crate::kvm::vcpu::{Outbox, Vcpu, VcpuEvent, VcpuThread};
 use crate::kvm::{self, Vm};
 use crate::pci::PciRoot;
 use crate::power::Request;
+use crate::sandbox::Sandbox;
 use crate::serial::SerialPort;
 use crate::terminal::{Fed, Input};
 use crate::timings::{Event, Timings};
@@ -69,6 +70,8 @@ pub struct Parts {
     pub stdin: bool,
     /// Events and counters.
     pub timings: Arc<Timings>,
+    /// What confines vCPU threads.
+    pub sandbox: Sandbox,
 }
 
 impl Parts {
@@ -150,7 +153,7 @@ pub struct Machine {
     pause: UnixStream,
     resume: UnixStream,
     orders: Orders,
-    _api: Option<ApiServer>,
+    api: Option<ApiServer>,
     input: Option<Input>,
     listening: bool,
     epoll: OwnedFd,
@@ -163,13 +166,11 @@ enum Next {
 }
 
 impl Machine {
-    /// Starts the vCPUs, the boot CPU at `entry`. The API answers as long as the machine lives.
-    pub fn start(
-        parts: Parts,
-        vcpus: Vec<Vcpu>,
-        entry: Entry,
-        (orders, api): (Orders, Option<ApiServer>),
-    ) -> Result<Machine, Error> {
+    /// A machine that has all it needs, and no thread yet but the calling one.
+    ///
+    /// # Errors
+    /// The host lacks something.
+    pub fn new(parts: Parts, orders: Orders) -> Result<Machine, Error> {
         let (outbox, events, wake) = Outbox::new().map_err(system("make an eventfd"))?;
         let [signals, pause, resume] = [&[SIGTERM, SIGINT, SIGHUP, SIGQUIT][..], &[SIGUSR1], &[SIGUSR2]]
             .map(|signals| signal_stream(signals).map_err(system("install signal handlers")));
@@ -188,7 +189,7 @@ impl Machine {
             pause: pause?,
             resume: resume?,
             orders,
-            _api: api,
+            api: None,
             input,
             listening: false,
             epoll,
@@ -197,8 +198,18 @@ impl Machine {
         if !machine.listen(true)? {
             machine.on_stdin(Input::read_into)?;
         }
-        machine.run_vcpus(vcpus, entry)?;
         Ok(machine)
+    }
+
+    /// Starts the vCPUs, the boot CPU at `entry`. The API answers as long as the machine lives.
+    ///
+    /// # Errors
+    /// The host lacks something.
+    pub fn start(mut self, vcpus: Vec<Vcpu>, entry: Entry, api: Option<ApiServer>) -> Result<Machine, Error> {
+        self.api = api;
+        self.api.iter_mut().try_for_each(ApiServer::start)?;
+        self.run_vcpus(vcpus, entry)?;
+        Ok(self)
     }
 
     /// Waits until the guest or the operator ends the machine.
@@ -345,7 +356,8 @@ impl Machine {
 
     fn spawn(&mut self, vcpus: Vec<Vcpu>) -> Result<(), Error> {
         for vcpu in vcpus {
-            let thread = vcpu.spawn(Arc::clone(&self.parts.bus), Arc::clone(&self.outbox));
+            let thread =
+                vcpu.spawn(Arc::clone(&self.parts.bus), Arc::clone(&self.outbox), self.parts.sandbox.vcpu());
             self.vcpus.push(thread.map_err(system("start a vCPU thread"))?);
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::process::Command;
 use crate::process;
 
 /// What is needed, and what for.
-pub const NEEDED: [&str; 9] = [
+pub const NEEDED: [&str; 10] = [
     "busybox-static",            // the guests' user space
     "kmod",                      // modules in their order
     "lz4",                       // unpacks the cloud kernel
@@ -19,6 +19,7 @@ pub const NEEDED: [&str; 9] = [
     "python3-prometheus-client", // reads their metrics
     "qemu-system-x86",           // the emulated host, and a front-end that is not ours
     "qemu-utils",                // disk images, and the release's version of it beside the emulator
+    "strace",                    // which system calls a sandbox must allow
     "systemd",                   // looks at our unit files, and runs them
     "xz-utils",                  // unpacks the full kernel
 ];

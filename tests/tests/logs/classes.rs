@@ -20,6 +20,7 @@ const HOST_ONLY: &[(&str, &str)] = &[
     ("backends/src/sandbox/mod.rs", "No sandbox (--sandbox off)"),
     ("backends/src/sandbox/mod.rs", "No sandbox: what it would refuse"),
     ("backends/src/sandbox/mod.rs", "\"Confined\""),
+    ("vmm/src/kvm/vcpu.rs", "stands still"),
     ("vmm/src/machine.rs", "asked to end by a signal"),
     ("vmm/src/machine.rs", "the guest is paused"),
     ("vmm/src/machine.rs", "the guest goes on"),

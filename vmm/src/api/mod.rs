@@ -67,22 +67,30 @@ impl ApiSocket {
         Ok(ApiSocket { listener: control::listen(OPTION, path)?, path: Removed(path.to_owned()) })
     }
 
-    /// Answers, until what is returned is dropped.
+    /// Prepares for answers of `api`.
     ///
     /// # Errors
-    /// No thread can be had.
-    pub fn serve(self, api: Api) -> Result<ApiServer, Error> {
-        let failed = "serve the API";
-        let mut control = Control::new(self.listener, Arc::new(api)).map_err(system(failed))?;
-        control.start().map_err(system(failed))?;
-        Ok(ApiServer { _control: control, _path: self.path })
+    /// The host lacks something.
+    pub fn prepare(self, api: Api) -> Result<ApiServer, Error> {
+        let control = Control::new(self.listener, Arc::new(api)).map_err(system("serve the API"))?;
+        Ok(ApiServer { control, _path: self.path })
     }
 }
 
-/// The API while it answers.
+/// The API, which answers until it is dropped.
 pub struct ApiServer {
-    _control: Control,
+    control: Control,
     _path: Removed,
+}
+
+impl ApiServer {
+    /// Begins to answer.
+    ///
+    /// # Errors
+    /// No thread can be had.
+    pub fn start(&mut self) -> Result<(), Error> {
+        self.control.start().map_err(system("serve the API"))
+    }
 }
 
 /// What is known of a machine for its whole life.

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use backends::sandbox::Filter;
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{KvmRunWrapper, VcpuExit, VcpuFd};
 use vm_memory::{Bytes, GuestAddress};
@@ -184,21 +185,24 @@ impl Vcpu {
         self.reset.restore(&self.fd, self.index == 0)
     }
 
-    /// Hands the vCPU to a thread of its own.
-    pub fn spawn(self, bus: Arc<Bus>, outbox: Arc<Outbox>) -> io::Result<VcpuThread> {
+    /// Hands the vCPU to a thread of its own, which is confined by this filter before it enters the guest.
+    pub fn spawn(self, bus: Arc<Bus>, outbox: Arc<Outbox>, filter: Filter) -> io::Result<VcpuThread> {
         let kick = KvmRunWrapper::mmap_from_fd(&self.fd, self.run_bytes)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{}", self.index))
             .stack_size(STACK_BYTES)
-            .spawn(move || self.thread(&bus, &outbox, &stopped))?;
+            .spawn(move || self.thread(&bus, &outbox, &filter, &stopped))?;
         Ok(VcpuThread { thread, kick, stop })
     }
 
-    fn thread(mut self, bus: &Bus, outbox: &Outbox, stop: &AtomicBool) -> Vcpu {
+    fn thread(mut self, bus: &Bus, outbox: &Outbox, filter: &Filter, stop: &AtomicBool) -> Vcpu {
         let _farewell = Farewell(outbox);
-        if let Some(event) = self.run(bus, stop) {
+        if let Err(error) = filter.apply() {
+            tracing::error!("vCPU {} stands still: {error}", self.index);
+            outbox.send(VcpuEvent::Lost);
+        } else if let Some(event) = self.run(bus, stop) {
             outbox.send(event);
         }
         self

@@ -19,15 +19,17 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 use backends::log::{self, Class};
+use backends::sandbox::Filter;
 
 use super::address::locate;
 use super::agreement::{Agreement, LinkState, Queue, Session, Wish};
 use super::frontend::Frontend;
 use super::link::Link;
+use super::{Error, Problem};
 use crate::memory::GuestRam;
 use crate::pci::PciDevice;
 use crate::pci::common::F_RING_PACKED;
@@ -41,15 +43,9 @@ pub struct VhostPciDevice {
 }
 
 impl VhostPciDevice {
-    /// Starts the device's thread, with a daemon that has been greeted.
-    pub(super) fn start(
-        function: Arc<VirtioPci<VhostBackend>>,
-        link: Link,
-        greeted: Frontend,
-    ) -> io::Result<VhostPciDevice> {
-        let (id, agreement) = (link.spec.id.clone(), Arc::clone(&link.agreement));
-        std::thread::Builder::new().name(format!("vhost {id}")).spawn(move || link.run(greeted))?;
-        Ok(VhostPciDevice { id, agreement, function })
+    /// The device that `link` serves, once its thread is started.
+    pub(super) fn new(function: Arc<VirtioPci<VhostBackend>>, link: &Link) -> VhostPciDevice {
+        VhostPciDevice { id: link.spec.id.clone(), agreement: Arc::clone(&link.agreement), function }
     }
 
     /// Its name, as the user gave it.
@@ -99,6 +95,37 @@ impl PciDevice for VhostPciDevice {
         self.function.begin_reset();
         self.agreement.wait_at_rest();
         self.function.reset();
+    }
+}
+
+/// The thread of a device that is yet to start, with a daemon that has been greeted.
+pub struct DeviceThread {
+    pub(super) link: Link,
+    pub(super) greeted: Frontend,
+}
+
+impl DeviceThread {
+    /// Starts it, and returns when it is confined by this filter.
+    ///
+    /// # Errors
+    /// One line to show.
+    pub fn start(self, filter: Filter) -> Result<(), Error> {
+        let DeviceThread { link, greeted } = self;
+        let (name, kind, socket) =
+            (format!("vhost {}", link.spec.id), link.spec.kind, link.spec.socket.clone());
+        let (sender, confined) = sync_channel(1);
+        let run = move || {
+            let applied = filter.apply();
+            let may_run = applied.is_ok();
+            // The one who asked waits for it.
+            let _ = sender.send(applied);
+            if may_run {
+                link.run(greeted);
+            }
+        };
+        let thread = std::thread::Builder::new().name(name).spawn(run).map_err(Problem::Thread);
+        let started = thread.and_then(|_| confined.recv().unwrap_or(Ok(())).map_err(Problem::Sandbox));
+        started.map_err(|problem| Error { kind, socket, problem })
     }
 }
 

@@ -19,7 +19,7 @@ use crate::pci::common::F_VERSION_1;
 use crate::pci::testing::test_vm;
 use crate::vhost::address::{USER_BASE, regions};
 use crate::vhost::link::{DEADLINES, Deadlines};
-use crate::vhost::testing::{Daemon, Fake, INFLIGHT_BYTES, PATIENCE, Twist, memfd};
+use crate::vhost::testing::{Daemon, Fake, INFLIGHT_BYTES, PATIENCE, Twist, memfd, start};
 use crate::vhost::{DeviceSpec, connect_within};
 
 const STATUS: u64 = 0x14;
@@ -63,7 +63,8 @@ fn rig_within(
         let accepted = scope.spawn(|| accept(&listener, fake, script));
         let vm = test_vm();
         let irq = Arc::new(IrqRouter::new(Arc::clone(&vm)));
-        (connect_within(&spec, &ram, &vm, &irq, deadlines).unwrap(), accepted.join().unwrap())
+        let device = connect_within(&spec, &ram, &vm, &irq, deadlines).and_then(start);
+        (device.unwrap(), accepted.join().unwrap())
     });
     device.place(0xc000_8000);
     daemon.requests();

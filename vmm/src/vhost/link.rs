@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use backends::log::{self, Class, Gate};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::agreement::Agreement;
 use super::daemon::{Daemon, Kept, Trouble};
@@ -64,8 +65,8 @@ const REST: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 #[derive(Debug, thiserror::Error)]
 pub enum Lost {
     /// Nobody is there.
-    #[error("{0}")]
-    Socket(String),
+    #[error("its socket cannot be reached: {0}")]
+    Socket(Errno),
     /// It went, or does not speak as it should.
     #[error("{0}")]
     Conversation(#[from] FrontendError),
@@ -200,7 +201,7 @@ impl Link {
     /// Connects, and sees whether what answers is the daemon of this device.
     fn call(&self) -> Result<Frontend, Lost> {
         let deadline = within(self.deadlines.run);
-        let stream = socket::connect(&self.spec, deadline).map_err(Lost::Socket)?;
+        let stream = socket::reach(&self.spec.socket, deadline).map_err(Lost::Socket)?;
         let mut frontend = Frontend::new(stream).map_err(FrontendError::Lost)?;
         let offer = frontend.greet(self.spec.kind, deadline)?;
         let config = self.contract.check(&offer).map_err(Lost::Another)?;

@@ -34,9 +34,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use backends::proto::TransportError;
+use backends::sandbox::SandboxError;
 use kvm_ioctls::VmFd;
 
-pub use self::device::VhostPciDevice;
+pub use self::device::{DeviceThread, VhostPciDevice};
 pub use self::kind::DeviceKind;
 pub use self::spec::{DeviceSpec, SpecError, give_names};
 
@@ -141,12 +142,16 @@ pub enum Problem {
     /// The device's thread could not be started.
     #[error("cannot start a thread for it: {0}; raise the limit of processes (ulimit -u)")]
     Thread(std::io::Error),
+    /// The device's thread could not be confined.
+    #[error("{0}")]
+    Sandbox(SandboxError),
     /// The PCI function could not be made.
     #[error("{0}")]
     Function(#[from] FunctionError),
 }
 
-/// Attaches the device that `spec` describes; its daemon must be listening.
+/// Attaches the device that `spec` describes; its daemon must be listening. The device does nothing before its thread is
+/// started.
 ///
 /// # Errors
 /// One line to show.
@@ -155,7 +160,7 @@ pub fn connect(
     ram: &Arc<GuestRam>,
     vm: &Arc<VmFd>,
     irq: &Arc<IrqRouter>,
-) -> Result<Arc<VhostPciDevice>, Error> {
+) -> Result<(Arc<VhostPciDevice>, DeviceThread), Error> {
     connect_within(spec, ram, vm, irq, DEADLINES)
 }
 
@@ -166,9 +171,9 @@ fn connect_within(
     vm: &Arc<VmFd>,
     irq: &Arc<IrqRouter>,
     deadlines: Deadlines,
-) -> Result<Arc<VhostPciDevice>, Error> {
+) -> Result<(Arc<VhostPciDevice>, DeviceThread), Error> {
     let device = attach(spec, ram, vm, irq, deadlines);
-    device.map(Arc::new).map_err(|problem| Error { kind: spec.kind, socket: spec.socket.clone(), problem })
+    device.map_err(|problem| Error { kind: spec.kind, socket: spec.socket.clone(), problem })
 }
 
 fn attach(
@@ -177,15 +182,15 @@ fn attach(
     vm: &Arc<VmFd>,
     irq: &Arc<IrqRouter>,
     deadlines: Deadlines,
-) -> Result<VhostPciDevice, Problem> {
+) -> Result<(Arc<VhostPciDevice>, DeviceThread), Problem> {
     let deadline = within(CONNECT_DEADLINE);
     let stream = socket::connect(spec, deadline).map_err(Problem::Socket)?;
     let lost = |cause| problem_of(FrontendError::Lost(cause), spec);
-    let mut frontend = Frontend::new(stream).map_err(lost)?;
-    let offer = frontend.greet(spec.kind, deadline).map_err(|error| problem_of(error, spec))?;
+    let mut greeted = Frontend::new(stream).map_err(lost)?;
+    let offer = greeted.greet(spec.kind, deadline).map_err(|error| problem_of(error, spec))?;
     check_type(spec, &offer)?;
     let queues = queues(spec, &offer)?;
-    check_queue_size(spec, &mut frontend, deadline)?;
+    check_queue_size(spec, &mut greeted, deadline)?;
     let shape = Shape {
         device_type: spec.kind.id(),
         class: spec.kind.class(),
@@ -215,7 +220,8 @@ fn attach(
         errors: Event::new().map_err(FunctionError::Event)?,
         deadlines,
     };
-    VhostPciDevice::start(function, link, frontend).map_err(Problem::Thread)
+    let device = VhostPciDevice::new(function, &link);
+    Ok((Arc::new(device), DeviceThread { link, greeted }))
 }
 
 fn check_type(spec: &DeviceSpec, offer: &Offer) -> Result<(), Problem> {

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixListener;
 use backends::proto::wire::F_PROTOCOL_FEATURES;
 use backends::proto::{Code, ProtocolFeatures, Reply, Request};
 
-use super::testing::{Daemon, Fake, Twist};
+use super::testing::{Daemon, Fake, Twist, start};
 use super::*;
 use crate::pci::PciDevice;
 use crate::pci::testing::test_vm;
@@ -31,7 +31,7 @@ fn attach_to(
     let spec: DeviceSpec = format!("{name},socket={}{comma}{more}", path.display()).parse().unwrap();
     let (vm, ram) = (test_vm(), Arc::new(GuestRam::new(2 << 20).unwrap()));
     let irq = Arc::new(IrqRouter::new(Arc::clone(&vm)));
-    let device = connect(&spec, &ram, &vm, &irq);
+    let device = connect(&spec, &ram, &vm, &irq).and_then(start);
     if device.is_err() {
         serving.join().unwrap();
     }

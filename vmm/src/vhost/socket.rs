@@ -31,17 +31,23 @@ const RETRY: Duration = Duration::from_millis(10);
 /// # Errors
 /// What is wrong and what to do, to be shown behind the option.
 pub fn connect(spec: &DeviceSpec, deadline: Instant) -> Result<UnixStream, String> {
-    let address = SocketAddrUnix::new(&spec.socket).map_err(|errno| explain(errno, spec))?;
+    reach(&spec.socket, deadline).map_err(|errno| explain(errno, spec))
+}
+
+/// Connects to the socket at `path`. Looks at nothing else.
+///
+/// # Errors
+/// What the kernel says.
+pub fn reach(path: &Path, deadline: Instant) -> Result<UnixStream, Errno> {
+    let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(|errno| {
-        format!("cannot make a socket: {errno}; raise the limit of open files (ulimit -n)")
-    })?;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     loop {
         match connect_to(&socket, &address) {
             Ok(()) => return Ok(UnixStream::from(socket)),
             Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(RETRY),
             Err(Errno::INTR) => {}
-            Err(errno) => return Err(explain(errno, spec)),
+            Err(errno) => return Err(errno),
         }
     }
 }
@@ -52,6 +58,9 @@ fn explain(errno: Errno, spec: &DeviceSpec) -> String {
         Errno::NAMETOOLONG => {
             let bytes = spec.socket.as_os_str().len();
             format!("the path has {bytes} bytes, a socket's path has at most 107; use a shorter one")
+        }
+        Errno::MFILE | Errno::NFILE => {
+            format!("cannot make a socket: {errno}; raise the limit of open files (ulimit -n)")
         }
         Errno::NOENT => format!("there is no such socket; {start}, or correct the path"),
         Errno::NOTDIR => "a part of the path is no directory; correct it".to_owned(),

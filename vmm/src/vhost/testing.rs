@@ -10,14 +10,17 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use backends::proto::wire::F_PROTOCOL_FEATURES;
 use backends::proto::{Code, Connection, Header, Inflight, ProtocolFeatures, Reply, Request, TransportError};
+use backends::sandbox::Filter;
 
 use super::frontend::within;
+use super::{DeviceThread, Error, VhostPciDevice};
 use crate::pci::common::F_VERSION_1;
 
 /// No test waits longer.
@@ -195,4 +198,9 @@ fn send_with(
 fn raw(connection: &Connection, bytes: &[u8]) -> Result<(), TransportError> {
     rustix::net::send(connection, bytes, rustix::net::SendFlags::NOSIGNAL)?;
     Ok(())
+}
+
+/// Starts the thread of a device.
+pub fn start((device, thread): (Arc<VhostPciDevice>, DeviceThread)) -> Result<Arc<VhostPciDevice>, Error> {
+    thread.start(Filter::default()).map(|()| device)
 }
