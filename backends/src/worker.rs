@@ -215,6 +215,8 @@ impl Worker {
         let thread = std::thread::Builder::new().name(name).spawn(move || {
             // Goes with the thread, however that ends.
             let _end = end;
+            // They are the control thread's to hear.
+            sys::hold_signals(true);
             match Round::begin(&*device, start, inbox, heard) {
                 Ok(mut round) => {
                     let _ = ready.send(Ok(()));

@@ -40,10 +40,9 @@ use backends::memory::Segment;
 use backends::queue::{Queue, Request};
 use backends::sys;
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, recv};
 
 use crate::backlog::Backlog;
-use crate::host::{HostIo, HostSide, Moved, await_writable};
+use crate::host::{HostIo, HostSide, Moved, await_writable, peek};
 use crate::outgoing::{BATCH_BYTES, Outgoing, fill_window};
 use crate::wire::{RECEIVEQ, TRANSMITQ};
 
@@ -276,7 +275,7 @@ impl Early {
         let bytes = &mut self.bytes[..];
         let read = host.read(&mut |fd| {
             bytes_moved(|| match look {
-                true => recv(fd, &mut *bytes, RecvFlags::PEEK).map(|(_, count)| count),
+                true => peek(fd, &mut *bytes),
                 false => rustix::io::read(fd, &mut *bytes),
             })
         });

@@ -27,6 +27,9 @@ pub const NEEDED: [&str; 10] = [
 /// What tests against DPDK need besides: `testpmd`, and with it 180 MiB of libraries.
 const DPDK: [&str; 1] = ["dpdk-dev"];
 
+/// What tests of the sandbox need besides: it shows what a daemon calls, and stands in for a kernel that lacks something.
+const STRACE: [&str; 1] = ["strace"];
+
 /// What `cargo xtask coverage` needs besides: tools that read this compiler's profiles.
 const COVERAGE: [&str; 1] = ["llvm-19"];
 
@@ -69,6 +72,11 @@ pub fn ensure() -> Result<(), Error> {
 /// Makes sure that DPDK's `testpmd` is installed.
 pub fn ensure_dpdk() -> Result<(), Error> {
     ensure_all(&DPDK)
+}
+
+/// Makes sure that strace is installed.
+pub fn ensure_strace() -> Result<(), Error> {
+    ensure_all(&STRACE)
 }
 
 /// Makes sure that LLVM's coverage tools are installed.

@@ -34,7 +34,6 @@ const NAMES: &[(&str, u32)] = &[
     ("F_GETFD", cast(libc::F_GETFD)),
     ("F_GETFL", cast(libc::F_GETFL)),
     ("F_GET_SEALS", cast(libc::F_GET_SEALS)),
-    ("F_OFD_SETLK", cast(libc::F_OFD_SETLK)),
     ("F_SETFD", cast(libc::F_SETFD)),
     ("F_SETFL", cast(libc::F_SETFL)),
     ("IORING_REGISTER_ENABLE_RINGS", 12),
@@ -189,4 +188,78 @@ fn number(text: &str) -> Result<u32, &'static str> {
     }
     let named = NAMES.iter().find(|(name, _)| *name == text).map(|(_, value)| *value);
     named.or_else(|| text.parse().ok()).ok_or("it uses a name that is not known here")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::{COMMON, Filter, Mode};
+
+    const TEXT: &str = "
+        # Nothing yet.
+        [one]
+        read                                    # a
+        mmap if arg2 & PROT_EXEC == 0, arg0 == 0    # b
+        [two]                                   # for others
+        openat = ENOENT                         # c
+        tgkill if arg0 == SELF                  # d
+    ";
+
+    #[test]
+    fn rules_are_those_of_the_parts_asked_for() {
+        let calls =
+            |parts: &[&str]| parse(&[TEXT], parts).unwrap().iter().map(|rule| rule.call).collect::<Vec<_>>();
+        assert_eq!(calls(&["one"]), [Sysno::read, Sysno::mmap]);
+        assert_eq!(calls(&["two"]), [Sysno::openat, Sysno::tgkill]);
+        assert_eq!(calls(&["one", "two"]).len(), 4);
+        assert_eq!(calls(&["three"]), []);
+    }
+
+    #[test]
+    fn conditions_must_all_hold() {
+        let rules = parse(&[TEXT], &["one", "two"]).unwrap();
+        assert!(rules[1].matches(Sysno::mmap, &[0, 1, 3]));
+        assert!(!rules[1].matches(Sysno::mmap, &[0, 1, 7]) && !rules[1].matches(Sysno::mmap, &[1, 1, 3]));
+        assert!(!rules[1].matches(Sysno::mmap, &[0, 1]) && !rules[1].matches(Sysno::munmap, &[0, 1, 3]));
+        assert_eq!((rules[2].answer, rules[2].why), (Some(2), "c"));
+        assert!(rules[3].matches(Sysno::tgkill, &[std::process::id().into()]));
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_named() {
+        for (line, problem) in [
+            ("read", "why"),
+            ("raed # why", "no such system call"),
+            ("read if arg0 # why", "a condition is"),
+            ("read if arg6 == 1 # why", "arguments are"),
+            ("read if arg0 == NOTHING # why", "not known"),
+            ("read = EVIL # why", "not known"),
+        ] {
+            let text: &'static str = format!("[part]\n{line}").leak();
+            let error = parse(&[text], &["part"]).unwrap_err().to_string();
+            assert!(error.contains(line) && error.contains(problem), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_call_of_a_part_stands_there_twice_without_need() {
+        for part in ["data path", "worker", "closed", "alone", "keeper"] {
+            let rules = parse(&COMMON, &[part]).unwrap();
+            assert!(!rules.is_empty(), "{part}");
+            for (at, rule) in rules.iter().enumerate() {
+                let again = rules.iter().skip(at + 1).filter(|other| other.call == rule.call);
+                let pointless = |other: &Rule| rule.conditions.is_empty() || other.conditions.is_empty();
+                assert!(!again.into_iter().any(pointless), "{part}: {}", rule.call);
+            }
+        }
+    }
+
+    /// Compiled at each start of each process: it must not be seen there.
+    #[test]
+    fn what_is_off_forbids_nothing_and_the_rest_is_short() {
+        let parts = ["data path", "worker", "closed"];
+        assert!(Filter::new(&COMMON, &parts, Mode::Off).unwrap().is_empty());
+        let filter = Filter::new(&COMMON, &parts, Mode::On).unwrap();
+        assert!((100..1000).contains(&filter.len()), "{}", filter.len());
+    }
 }

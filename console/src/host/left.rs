@@ -7,9 +7,8 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::ioctl_fionread;
-use rustix::net::{RecvFlags, recv};
 
-use super::{Call, Channel};
+use super::{Call, Channel, peek};
 
 /// Connections that are kept.
 const MAX_LEFT: usize = 16;
@@ -58,5 +57,5 @@ impl<F: AsFd> Left<F> {
 
 fn has_unread(fd: BorrowedFd<'_>) -> bool {
     let mut byte = [0; 1];
-    recv(fd, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT).is_ok_and(|(_, count)| count > 0)
+    peek(fd, &mut byte).is_ok_and(|count| count > 0)
 }

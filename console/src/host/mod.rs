@@ -15,7 +15,7 @@ pub mod stdio;
 pub mod unix;
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -23,12 +23,23 @@ use backends::device::{Io, Source};
 use backends::engine::Interest;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
 
 /// The engine, for a device that submits no operations.
 pub type HostIo<'a> = Io<'a, Infallible>;
 
 /// One system call on the descriptor that is to be read or written.
 pub type Call<'a> = &'a mut dyn FnMut(BorrowedFd<'_>) -> Result<u32, Errno>;
+
+/// Reads what a socket has now, and leaves it there.
+///
+/// # Errors
+/// The host's; `EAGAIN`: it has nothing.
+pub fn peek(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<usize, Errno> {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let mut none = RecvAncillaryBuffer::default();
+    recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut none, flags).map(|received| received.bytes)
+}
 
 /// What an attempt to read or write did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
