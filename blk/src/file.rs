@@ -5,14 +5,14 @@
 //! the keeper holds: it stays while workers come and go, and after all of them until the kernel has finished their last
 //! I/O. With `direct` the page cache is passed by; what the guest does not align as the host wants it goes through the
 //! page cache instead, which the kernel keeps coherent.
-//! Promises: once the host failed to make writes durable, every later sync fails too: the kernel reports lost
-//! writes once, and a guest that tries again must not be told that all is well.
+//! Promises: once the host failed to make writes durable, every later sync fails too, also in the workers that follow:
+//! the kernel reports lost writes once, and a guest that tries again must not be told that all is well.
 //! Refuses, each with one line for the user: what is no file or block device, is empty or no multiple of the
 //! block size, may not be opened so, cannot do direct I/O in such blocks, or is in use by somebody else.
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +32,8 @@ use crate::storage::{Host, Job, Owner, Step, Storage};
 /// Names of what is opened: by way of the page cache, and past it.
 const CACHED: &str = "blk.image";
 const DIRECT: &str = "blk.direct";
+/// Name of the image that is kept when the host has lost writes to it.
+const LOST: &str = "blk.lost";
 /// How to open an image.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -104,6 +106,7 @@ pub struct File {
     read_only: bool,
     /// The host has lost writes.
     sync_failed: AtomicBool,
+    kept: Kept,
 }
 
 impl File {
@@ -117,6 +120,8 @@ impl File {
             let before = Ways { cached: opened.before(CACHED), direct: opened.before(DIRECT) };
             let ways = before.go_on(open_both(image)?);
             ways.lock(image.read_only)?;
+            let lost = opened.before(LOST).filter(|lost| ways.lead_to(lost));
+            lost.into_iter().for_each(|fd| opened.insert(LOST, fd));
             ways.cached.into_iter().for_each(|fd| opened.insert(CACHED, fd));
             ways.direct.into_iter().for_each(|fd| opened.insert(DIRECT, fd));
             Ok(())
@@ -145,7 +150,8 @@ impl File {
                 direct: kept.take(DIRECT),
                 block_bytes: image.block_bytes,
                 read_only: image.read_only,
-                sync_failed: AtomicBool::new(false),
+                sync_failed: AtomicBool::new(kept.take(LOST).is_some()),
+                kept: kept.clone(),
             })
         };
         open().map_err(|problem: Problem| problem.of(image))
@@ -169,7 +175,8 @@ impl File {
             Ok(()) => Ok(()),
             Err(errno) => {
                 if !self.sync_failed.swap(true, Ordering::Relaxed) {
-                    log::line!(error, Class::WritesLost.once(), %errno, "The host lost writes; flushes fail until this daemon is started again");
+                    self.kept.keep(LOST, self.cached.as_fd());
+                    log::line!(error, Class::WritesLost.once(), %errno, "The host lost writes; flushes fail until this daemon is stopped and started");
                 }
                 Err(errno)
             }

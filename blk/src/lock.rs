@@ -54,8 +54,7 @@ impl Ways {
         if how(&self) == how(&now) {
             return self;
         }
-        let file = now.cached.as_ref().and_then(identity);
-        for before in self.both().into_iter().flatten().filter(|before| identity(before) == file) {
+        for before in self.both().into_iter().flatten().filter(|before| now.lead_to(before)) {
             // One that cannot be let go is in use, as is seen next.
             let _ = sys::lock_file(before.as_fd(), Lock::Open, 0, None);
         }
@@ -75,6 +74,11 @@ impl Ways {
             way.iter().try_for_each(|fd| lock(fd, how, (from, to), until))?;
         }
         Ok(())
+    }
+
+    /// Whether this is the image.
+    pub fn lead_to(&self, fd: &OwnedFd) -> bool {
+        self.cached.as_ref().is_some_and(|way| identity(way) == identity(fd))
     }
 
     fn both(&self) -> [Option<&OwnedFd>; 2] {

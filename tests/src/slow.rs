@@ -1,4 +1,5 @@
-//! A disk as slow as a test wants it: one file whose reads, writes and flushes are answered when the test says so.
+//! A disk as slow as a test wants it: one file whose reads, writes and flushes are answered when the test says so, and
+//! as bad, if flushes are to fail.
 //!
 //! In: a file, over which this is mounted (FUSE; root and /dev/fuse are needed). Out: the same file for whoever opens it
 //! from then on, of zeros, with a handle to hold its answers back and to let them go. What a process has asked for stays
@@ -39,6 +40,7 @@ const DATA: usize = 40;
 const FLAGS: u32 = 1 | 1 << 5 | 1 << 15;
 const MAX_WRITE: u32 = 128 << 10;
 const REQUEST_BYTES: usize = (256 << 10) + 4096;
+const EIO: i32 = 5;
 const ENOSYS: i32 = 38;
 const REGULAR: u32 = 0o100_600;
 
@@ -63,6 +65,7 @@ struct Shared {
 struct State {
     content: Vec<u8>,
     holding: bool,
+    failing: bool,
     held: Vec<Request>,
     writes: usize,
     /// Some request came while another one was held.
@@ -104,6 +107,11 @@ impl SlowDisk {
     /// From now on nothing is answered.
     pub fn hold(&self) {
         self.shared.state().holding = true;
+    }
+
+    /// Whether it fails to make writes durable.
+    pub fn fail(&self, failing: bool) {
+        self.shared.state().failing = failing;
     }
 
     /// Waits until so many requests are held.
@@ -199,6 +207,7 @@ impl Shared {
                 state.writes += 1;
                 (0, [&args[LENGTH..LENGTH + 4], &[0; 4]].concat())
             }
+            FSYNC if state.failing => (-EIO, Vec::new()),
             FSYNC | FLUSH | RELEASE => (0, Vec::new()),
             _ => (-ENOSYS, Vec::new()),
         };
@@ -225,7 +234,7 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 
 /// What READ and WRITE are about.
 fn range(args: &[u8]) -> std::ops::Range<usize> {
-    let start = long(args, OFFSET) as usize;
+    let start = usize::try_from(long(args, OFFSET)).unwrap_or(usize::MAX);
     start..start + word(args, LENGTH) as usize
 }
 

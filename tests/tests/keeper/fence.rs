@@ -1,8 +1,9 @@
-//! K03: a worker is killed while the host works for it. Nobody touches the image before that has ended.
+//! K03: a worker is killed while the host works for it. Nobody touches the image before that has ended. K17: what a worker
+//! was told of lost writes, the next one knows.
 
 use tests::daemon::Launch;
 use tests::daemon::process::{find_worker, kill_and_wait};
-use tests::guest::blk::{Answer, Framing, OK, Request};
+use tests::guest::blk::{Answer, FLUSH, Framing, IOERR, OK, Request};
 use tests::guest::chain::Chain;
 use tests::guest::memory::Ram;
 use tests::guest::ring::Ring;
@@ -28,6 +29,16 @@ struct Story {
 impl Story {
     /// None: this host cannot have such a disk.
     fn begin(manager: Option<&Manager>) -> Option<Story> {
+        let mut story = Story::at_rest(manager)?;
+        story.disk.hold();
+        story.ring.add(&write());
+        story.ring.notify();
+        story.disk.await_held(1);
+        Some(story)
+    }
+
+    /// The same before the write.
+    fn at_rest(manager: Option<&Manager>) -> Option<Story> {
         let launch = BLK.launch().args(["--direct".to_owned()]);
         let disk = match SlowDisk::over(&launch.dir().join("disk.img"), DISK_BYTES) {
             Ok(disk) => disk,
@@ -38,14 +49,10 @@ impl Story {
         };
         let launch = manager.into_iter().fold(launch, |launch, manager| manager.of(launch));
         let mut machine = BLK.boot_with(launch, &Ram::new(RAM_BYTES), BLK.wants());
-        let mut ring = machine.start_queue().unwrap();
+        let ring = machine.start_queue().unwrap();
         if let Some(manager) = manager {
             manager.settle();
         }
-        disk.hold();
-        ring.add(&write());
-        ring.notify();
-        disk.await_held(1);
         Some(Story { disk, machine, ring })
     }
 
@@ -58,6 +65,11 @@ impl Story {
         assert_eq!(self.disk.seen(), (2, false));
         assert_eq!(self.disk.content()[8 * 512..][..DATA.len()], DATA);
         self.machine.assert_serves(&mut self.ring);
+    }
+
+    fn flush(&mut self) -> Option<u8> {
+        let done = self.ring.run(&Request::bare(FLUSH).chain(&Framing::usual(0))).unwrap();
+        Answer::new(&done, 0).status
     }
 
     fn await_told(&self, times: usize) {
@@ -103,4 +115,31 @@ fn k03_a_daemon_that_waits_for_the_host_can_be_asked_to_end_and_its_image_stays_
     assert_eq!(refused.code, Some(4), "{refused}");
     story.disk.release();
     assert!(next().serve().is_ok());
+}
+
+#[test]
+fn k17_lost_writes_are_not_forgotten_with_the_worker_that_was_told() {
+    let manager = Manager::new(16);
+    let Some(mut story) = Story::at_rest(Some(&manager)) else { return };
+    assert_eq!(story.flush(), Some(OK));
+    story.disk.fail(true);
+    assert_eq!(story.flush(), Some(IOERR));
+    story.disk.fail(false);
+    // The worker's note has been taken when it was heard after this.
+    story.machine.frontend.sync().and_then(|()| story.machine.frontend.sync()).unwrap();
+    story.machine.daemon.kill_worker();
+    assert_eq!(story.flush(), Some(IOERR));
+    story.machine.frontend.sync().unwrap();
+    manager.settle();
+    story.machine.daemon.kill9();
+    story.machine.daemon.start_again(manager.stored());
+    assert_eq!(story.flush(), Some(IOERR));
+    // A daemon that was stopped begins with what the disk has: the manager lets go of what it stored.
+    story.machine.daemon.kill9();
+    manager.replace(Vec::new());
+    story.machine.daemon.start_again(manager.stored());
+    story.machine.daemon.wait_again().unwrap();
+    story.machine.reconnect().unwrap();
+    story.ring = story.machine.start_queue().unwrap();
+    assert_eq!(story.flush(), Some(OK));
 }
