@@ -233,17 +233,19 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
         return work(line, keeper);
     }
     log::begin(P::NAME, &line.common.log)?;
+    // Open until all is prepared: what else systemd passed is looked for among the same numbers.
+    let stored = store::passed();
     if line.common.keeper == Switch::Off {
+        // What it locked is to be locked anew.
+        store::disown(&stored);
         let opened = prepare(&line, Opened::default())?;
+        drop(stored);
         let bounds = Bounds::alone(&opened);
         let (kept, _made) = opened.into_kept();
-        // Not before: whoever looks for what systemd passed counts on all of it being open.
-        store::disown();
         let socket = kept.take(SOCKET).ok_or(SocketError::Missing)?;
         let endpoint = Endpoint::of(socket).map_err(Failure::host)?;
         return serve(line, &kept, endpoint, bounds);
     }
-    let stored = store::passed();
     let opened = prepare(&line, Opened::after(store::kept(&stored)))?;
     Bounds::keeper(&opened)?.confine::<P>(&line.common)?;
     Err(become_keeper(&opened, &stored, &line.common.log, args))

@@ -12,7 +12,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +22,7 @@ use backends::engine::Op;
 use backends::kept::Kept;
 use backends::log::{self, Class};
 use backends::opened::Opened;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fstat, seek, statx};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -32,7 +33,7 @@ use crate::storage::{Host, Job, Owner, Step, Storage};
 /// Names of what is opened: by way of the page cache, and past it.
 const CACHED: &str = "blk.image";
 const DIRECT: &str = "blk.direct";
-/// Name of the image that is kept when the host has lost writes to it.
+/// Name of an eventfd that is raised once the host has lost writes to the image.
 const LOST: &str = "blk.lost";
 /// How to open an image.
 #[derive(Clone, Debug)]
@@ -106,7 +107,8 @@ pub struct File {
     read_only: bool,
     /// The host has lost writes.
     sync_failed: AtomicBool,
-    kept: Kept,
+    /// Tells the workers after this one so.
+    lost: OwnedFd,
 }
 
 impl File {
@@ -118,10 +120,13 @@ impl File {
     pub fn prepare(image: &Image, opened: &mut Opened) -> Result<(), ImageError> {
         let mut prepare = || {
             let before = Ways { cached: opened.before(CACHED), direct: opened.before(DIRECT) };
-            let ways = before.go_on(open_both(image)?);
+            let now = open_both(image)?;
+            let lost =
+                opened.before(LOST).filter(|_| before.cached.as_ref().is_some_and(|fd| now.lead_to(fd)));
+            let lost = lost.map_or_else(|| eventfd(0, EventfdFlags::CLOEXEC), Ok);
+            opened.insert(LOST, lost.map_err(|errno| Problem::Open(errno.into()))?);
+            let ways = before.go_on(now);
             ways.lock(image.read_only)?;
-            let lost = opened.before(LOST).filter(|lost| ways.lead_to(lost));
-            lost.into_iter().for_each(|fd| opened.insert(LOST, fd));
             ways.cached.into_iter().for_each(|fd| opened.insert(CACHED, fd));
             ways.direct.into_iter().for_each(|fd| opened.insert(DIRECT, fd));
             Ok(())
@@ -144,14 +149,15 @@ impl File {
     pub fn open(image: &Image, kept: &Kept) -> Result<File, ImageError> {
         let open = || {
             let cached = kept.opened(CACHED).map_err(Problem::Open)?;
+            let lost = kept.opened(LOST).map_err(Problem::Open)?;
             Ok(File {
                 size_bytes: size(image, &cached)?,
                 cached,
                 direct: kept.take(DIRECT),
                 block_bytes: image.block_bytes,
                 read_only: image.read_only,
-                sync_failed: AtomicBool::new(kept.take(LOST).is_some()),
-                kept: kept.clone(),
+                sync_failed: AtomicBool::new(is_raised(&lost)),
+                lost,
             })
         };
         open().map_err(|problem: Problem| problem.of(image))
@@ -175,7 +181,7 @@ impl File {
             Ok(()) => Ok(()),
             Err(errno) => {
                 if !self.sync_failed.swap(true, Ordering::Relaxed) {
-                    self.kept.keep(LOST, self.cached.as_fd());
+                    let _ = rustix::io::write(&self.lost, &1u64.to_ne_bytes());
                     log::line!(error, Class::WritesLost.once(), %errno, "The host lost writes; flushes fail until this daemon is stopped and started");
                 }
                 Err(errno)
@@ -223,6 +229,12 @@ impl Storage for File {
             Err(done) => done,
         }
     }
+}
+
+/// Whether an eventfd was raised; it stays so.
+fn is_raised(fd: &OwnedFd) -> bool {
+    let ready = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&Timespec::default()));
+    ready.is_ok_and(|count| count > 0)
 }
 
 /// An image that can be served, and the way past the page cache if that is asked for.

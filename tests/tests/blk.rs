@@ -399,7 +399,8 @@ fn an_image_in_use_is_refused_with_exit_code_4() {
     let image = image_path(disk.daemon.dir());
     for options in [&[][..], &["--read-only"]] {
         let exit = exit_with(options, &image);
-        let named = format!("--image {}: uses it", image.display());
+        let named =
+            format!("--image {}: process {} (outboard-blk) uses it", image.display(), disk.daemon.pid());
         assert!(exit.code == Some(4) && exit.stderr.contains(&named), "{exit}");
     }
     assert_eq!(disk.daemon.terminate().code, Some(0));

@@ -175,8 +175,8 @@ pub(crate) fn kept(packets: &[OwnedFd]) -> BTreeMap<String, OwnedFd> {
 }
 
 /// Lets go of all that a keeper before had stored: this daemon has none.
-pub(crate) fn disown() {
-    passed().iter().for_each(empty);
+pub(crate) fn disown(packets: &[OwnedFd]) {
+    packets.iter().for_each(empty);
 }
 
 /// The generation that was stored last, and its entries. None: they make no sense.
@@ -203,7 +203,9 @@ fn store(manager: &UnixDatagram, name: &str, packets: &[OwnedFd]) -> io::Result<
 }
 
 fn remove(manager: &UnixDatagram, name: &str) -> io::Result<()> {
-    manager.send(format!("FDSTOREREMOVE=1\nFDNAME={name}\n").as_bytes()).map(drop)
+    let text = format!("FDSTOREREMOVE=1\nFDNAME={name}\n");
+    passing::send(manager, text.as_bytes(), &[], SendFlags::empty())?;
+    Ok(())
 }
 
 /// Entries in as few parts as hold them.

@@ -1,10 +1,14 @@
 //! The keeper itself is killed or replaced: what it stored with the service manager is what the next one goes on with.
 
+use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use backends::proto::{Code, Reply, Request};
 use rustix::process::Signal;
+use tests::daemon::Launch;
 use tests::frontend::Wants;
 use tests::guest::format::RingKind;
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
@@ -256,12 +260,14 @@ fn a_manager_that_stops_taking_is_told_once_and_brings_back_nothing() {
 #[test]
 fn a_daemon_without_a_keeper_lets_go_of_what_was_stored() {
     let manager = Manager::new(MOST);
-    let mut machine = managed(&manager, RNG);
+    let mut machine = managed(&manager, BLK);
     machine.start_queue().unwrap();
     manager.settle();
     machine.daemon.kill9();
-    let launch = RNG.launch().args(["--keeper", "off"]).activate_all(manager.stored());
-    let _daemon = launch.serve().unwrap();
+    // The same image, whose lock was stored, too.
+    let image = machine.daemon.dir().join("disk.img").display().to_string();
+    let launch = Launch::new("outboard-blk").args(["--keeper", "off", "--image", &image]);
+    let _daemon = launch.activate_all(manager.stored()).serve().unwrap();
     assert!(machine.frontend.hung_up());
 }
 
@@ -278,4 +284,40 @@ fn a_worker_is_told_nothing_of_the_manager() {
     let environment = std::fs::read(format!("/proc/{worker}/environ")).unwrap();
     let environment = String::from_utf8_lossy(&environment);
     assert!(!environment.contains("NOTIFY_") && !environment.contains("LISTEN_"), "{environment}");
+}
+
+/// What the file of options says decides, not what was bound before; where both are the same nothing is bound again.
+#[test]
+fn sockets_are_bound_once_and_where_they_are_meant() {
+    let manager = Manager::new(MOST);
+    let launch = manager.of(Launch::new("outboard-console"));
+    let (dir, config) = (launch.dir().to_owned(), launch.dir().join("console.toml"));
+    let path = |name: &str| dir.join(name);
+    let configure = |socket: &str, port: &str| {
+        let text = format!("socket-path = {:?}\nlisten = {:?}\n", path(socket), path(port));
+        fs::write(&config, text).unwrap();
+    };
+    let inode = |name: &str| fs::metadata(path(name)).map(|file| file.ino()).ok();
+    configure("a.sock", "a.port");
+    let mut daemon = launch
+        .args(["--config".to_owned(), config.display().to_string()])
+        .start()
+        .wait_listening(&path("a.sock"))
+        .unwrap();
+    let bound = [inode("a.sock"), inode("a.port")];
+    let steps = [("a.sock", "a.port"), ("b.sock", "a.port"), ("b.sock", "b.port"), ("b.sock", "b.port")];
+    for (nth, (socket, port)) in (2..).zip(steps) {
+        configure(socket, port);
+        daemon.kill9();
+        daemon.start_again(manager.stored());
+        await_that(|| daemon.stderr().matches("Listening").count() == nth);
+        for name in ["a.sock", "b.sock", "a.port", "b.port"] {
+            let meant = name == socket || name == port;
+            await_that(|| UnixStream::connect(path(name)).is_ok() == meant);
+        }
+        if nth < 3 {
+            assert_eq!([inode("a.sock"), inode("a.port")], bound);
+        }
+    }
+    assert_eq!(daemon.stop().code, Some(0));
 }
