@@ -54,6 +54,11 @@ pub trait Program: clap::Args + Sized {
     /// What it may do beside what every daemon may: a [`crate::sandbox::policy`].
     const POLICY: &'static str = "";
 
+    /// Parts of [`Program::POLICY`] that these options need beside those of every daemon.
+    fn parts(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Looks at what [`Program::prepare`] would open, and leaves it as it is: a daemon may be serving it.
     ///
     /// # Errors
@@ -247,7 +252,7 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
         return serve(line, &kept, endpoint, bounds);
     }
     let opened = prepare(&line, Opened::after(store::kept(&stored)))?;
-    Bounds::keeper(&opened)?.confine::<P>(&line.common)?;
+    Bounds::keeper(&opened)?.confine::<P>(&line.common, line.own.parts())?;
     Err(become_keeper(&opened, &stored, &line.common.log, args))
 }
 
@@ -299,6 +304,7 @@ fn serve<P: Program>(
 ) -> Result<(), Failure> {
     let began_ms = clock::unix_ms();
     log::report_to(kept.clone());
+    let parts = line.own.parts();
     let device = line.own.open(kept)?;
     let end = readable_after(&[SIGTERM, SIGINT]).map_err(Failure::host)?;
     crate::sys::hold_signals(false);
@@ -314,8 +320,8 @@ fn serve<P: Program>(
     crate::sys::cut_clean_mappings();
     let about = About { name: P::NAME, kind: P::TYPE, engine: server.engine(), began_ms };
     let mut control = control(about, kept, &server).map_err(Failure::host)?;
-    server.confine(data_path::<P>(common.sandbox)?);
-    bounds.confine::<P>(common)?;
+    server.confine(data_path::<P>(common.sandbox, parts)?);
+    bounds.confine::<P>(common, parts)?;
     control.iter_mut().try_for_each(Control::start).map_err(Failure::host)?;
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     log::settle();

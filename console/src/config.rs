@@ -66,6 +66,10 @@ impl Program for Options {
         Ok(())
     }
 
+    fn parts(&self) -> &'static [&'static str] {
+        if self.connect.is_some() { &["connect"] } else { &[] }
+    }
+
     fn prepare(&self, opened: &mut Opened) -> Result<(), Failure> {
         match self {
             Options { pty: Some(link), .. } => Ok(Pty::prepare(link, opened)?),

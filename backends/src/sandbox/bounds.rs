@@ -54,11 +54,11 @@ impl Bounds {
         Ok(Bounds { parts: &["data path", "worker", "alone", "keeper"], allowed, made: made(opened) })
     }
 
-    /// Takes them on.
+    /// Takes them on, with more parts of the daemon's own policy.
     ///
     /// # Errors
     /// [`SandboxError`]
-    pub(crate) fn confine<P: Program>(self, options: &Common) -> Result<(), SandboxError> {
+    pub(crate) fn confine<P: Program>(self, options: &Common, more: &[&str]) -> Result<(), SandboxError> {
         let user = options.user.as_deref().filter(|_| self.made.is_some()).map(Account::named).transpose()?;
         if let (Some(user), Some(made)) = (&user, &self.made) {
             made.iter().try_for_each(|path| user.own(path))?;
@@ -70,7 +70,7 @@ impl Bounds {
             user,
             allowed,
             abstract_sockets: std::env::var("NOTIFY_SOCKET").is_ok_and(|path| path.starts_with('@')),
-            filter: Filter::new(&policies::<P>(), self.parts, options.sandbox)?,
+            filter: Filter::new(&policies::<P>(), &[self.parts, more].concat(), options.sandbox)?,
         };
         let standing = plan.enforce()?;
         if self.made.is_some() {
@@ -81,12 +81,12 @@ impl Bounds {
     }
 }
 
-/// For threads that serve queues.
+/// For threads that serve queues, with more parts of the daemon's own policy.
 ///
 /// # Errors
 /// [`SandboxError`]
-pub(crate) fn data_path<P: Program>(mode: Mode) -> Result<Filter, SandboxError> {
-    Filter::new(&policies::<P>(), &["data path"], mode)
+pub(crate) fn data_path<P: Program>(mode: Mode, more: &[&str]) -> Result<Filter, SandboxError> {
+    Filter::new(&policies::<P>(), &[&["data path"], more].concat(), mode)
 }
 
 fn policies<P: Program>() -> [&'static str; 4] {

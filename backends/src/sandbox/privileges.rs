@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, chownat};
 use rustix::io::Errno;
 use rustix::process::{
-    DumpableBehavior, Gid, Resource, Rlimit, Uid, geteuid, getrlimit, set_dumpable_behavior, setrlimit,
+    DumpableBehavior, Gid, Resource, Rlimit, Uid, getrlimit, set_dumpable_behavior, setrlimit,
 };
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, no_new_privs,
@@ -67,9 +67,6 @@ impl Account {
     /// [`SandboxError::User`]: only root may do so.
     pub fn take_on(&self) -> Result<(), SandboxError> {
         let refused = |errno: Errno| SandboxError::User { name: self.name.clone(), cause: errno.into() };
-        if geteuid() == self.uid {
-            return Ok(());
-        }
         set_thread_groups(&[self.gid]).map_err(refused)?;
         set_thread_gid(self.gid).map_err(refused)?;
         set_thread_uid(self.uid).map_err(refused)

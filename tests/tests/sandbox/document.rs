@@ -38,7 +38,7 @@ fn names(rules: &[Rule]) -> BTreeSet<&'static str> {
 
 fn data_path(own: &'static str) -> Vec<Rule> {
     let [common, keeper] = COMMON;
-    parse(&[common, keeper, own], &["data path"]).unwrap()
+    parse(&[common, keeper, own], &["data path", "connect"]).unwrap()
 }
 
 /// The lines of a part, as a table.
@@ -74,10 +74,21 @@ fn page() -> String {
         table(&mut page, text, part);
     }
     for (name, own) in daemons() {
-        for part in ["data path", "worker"].into_iter().filter(|part| own.contains(&format!("[{part}]"))) {
+        for part in
+            ["data path", "worker", "connect"].into_iter().filter(|part| own.contains(&format!("[{part}]")))
+        {
             writeln!(page, "\n## {name}, {part}\n").unwrap();
             table(&mut page, own, part);
         }
+    }
+    for (head, part) in [
+        ("Every thread of a running machine", "all"),
+        ("vCPUs, besides", "vcpu"),
+        ("Threads of devices, besides", "device"),
+        ("The other threads, besides", "main"),
+    ] {
+        writeln!(page, "\n## outboard run: {head}\n").unwrap();
+        table(&mut page, outboard::sandbox::POLICY, part);
     }
     page
 }

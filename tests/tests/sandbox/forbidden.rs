@@ -94,3 +94,15 @@ fn files_that_are_not_named_cannot_be_opened() {
     assert_eq!(made(KEEPER, &["read-file", "/etc/passwd"]), Ok(13));
     assert_eq!(made(KEEPER, &["read-file", "/proc/self/maps"]), Ok(13));
 }
+
+/// Without `--connect` a console has no way to another socket than those that it was given.
+#[test]
+fn a_console_connects_only_where_it_was_told_to() {
+    let own = <outboard_console::config::Options as backends::daemon::Program>::POLICY;
+    let calls = |parts: &[&str]| parse(&[COMMON[0], own], parts).unwrap();
+    let connects = |rules: &[backends::sandbox::policy::Rule]| {
+        rules.iter().any(|rule| matches!(rule.call, Sysno::socket | Sysno::connect))
+    };
+    assert!(!connects(&calls(&["data path", "worker", "closed"])));
+    assert!(connects(&calls(&["data path", "connect"])));
+}
