@@ -8,7 +8,7 @@
 //!
 //! The library's own names are those in [`crate::kept`]; a device's begin with its own, as `blk.image`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -26,6 +26,8 @@ const BACKLOG: i32 = i32::MAX;
 #[derive(Debug, Default)]
 pub struct Opened {
     fds: BTreeMap<String, OwnedFd>,
+    /// Names of what workers gave, and may give anew.
+    given: BTreeSet<String>,
     /// Of a keeper before this one, and not claimed yet.
     before: BTreeMap<String, OwnedFd>,
     made: Vec<Unlink>,
@@ -37,7 +39,8 @@ impl Opened {
         Opened { before, ..Opened::default() }
     }
 
-    /// Opens the way for `fd` to each worker, under this name.
+    /// Opens the way for `fd` to each worker, under this name. No worker can put another one there: one that was taken
+    /// over would have its successors serve what it likes.
     pub fn insert(&mut self, name: &str, fd: impl Into<OwnedFd>) {
         self.fds.insert(name.to_owned(), fd.into());
     }
@@ -52,11 +55,17 @@ impl Opened {
         self.before.remove(name)
     }
 
-    /// Goes on with what a keeper before had under this name, if it had something.
+    /// Goes on with what a keeper before had under this name, if it had something, from a worker.
     pub fn go_on(&mut self, name: &str) {
         if let Some(fd) = self.before(name) {
-            self.insert(name, fd);
+            self.hand_on(name, fd);
         }
+    }
+
+    /// Has `fd`, which a worker gave to a keeper before, go to each worker until one gives another.
+    pub fn hand_on(&mut self, name: &str, fd: impl Into<OwnedFd>) {
+        self.insert(name, fd);
+        self.given.insert(name.to_owned());
     }
 
     /// Listens at the path that `option` named, or goes on with the socket that a keeper before had bound there. The
@@ -102,7 +111,10 @@ impl Opened {
 
     /// For a keeper, at the other end.
     pub(crate) fn send(&self, channel: &Channel) -> io::Result<()> {
-        self.fds.iter().try_for_each(|(name, fd)| channel.send(&Note::Kept(name.clone()), &[fd.as_fd()]))
+        self.fds.iter().try_for_each(|(name, fd)| {
+            let note = if self.given.contains(name) { Note::Keep } else { Note::Kept };
+            channel.send(&note(name.clone()), &[fd.as_fd()])
+        })
     }
 }
 

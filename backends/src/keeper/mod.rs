@@ -24,6 +24,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
 )]
 
+mod holdings;
 mod pace;
 mod proxy;
 mod record;
@@ -32,7 +33,6 @@ mod signals;
 pub(crate) mod store;
 mod worker;
 
-use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -51,11 +51,12 @@ use crate::kept::{FENCE, SOCKET};
 use crate::log::{self, Class, Line};
 use crate::opened::Unlink;
 use crate::proto::Connection;
+use holdings::Holdings;
 use pace::Pace;
 use proxy::{FrontEnd, With};
 use signals::Signals;
 use store::{Entry, Kind, Store};
-use worker::{Gift, Program, Worker};
+use worker::{Program, Worker};
 
 /// How long an accept that failed for want of descriptors or memory is left alone.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -63,8 +64,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const QUIET: Duration = Duration::from_millis(100);
 /// How long the I/O of a worker that died may take before that is told, and again after twice that time.
 const FENCE_PATIENCE: Duration = Duration::from_secs(1);
-/// Most names that workers can have kept.
-const MAX_KEPT: usize = 64;
 
 /// What keeps the keeper from going on as it was.
 #[derive(Debug)]
@@ -108,8 +107,7 @@ struct Keeper {
     sessions: u32,
     /// What its workers are told about themselves.
     standing: Standing,
-    /// What was opened, and what workers gave to be kept.
-    kept: BTreeMap<String, OwnedFd>,
+    holdings: Holdings,
     /// Hangs up when nothing of the last worker is in flight at the host any more.
     fence: Option<OwnedFd>,
     /// Something was done since memory was last given back.
@@ -185,7 +183,7 @@ impl Keeper {
             [_, true, _, _] if worker.session().is_some() => Err(worker.unasked()),
             [_, _, true, _] => {
                 let (gifts, upgrade) = (worker.notes()?, worker.take_upgrade());
-                self.keep(gifts);
+                self.holdings.take(gifts);
                 if upgrade { self.upgrade() } else { Ok(()) }
             }
             [true, ..] => {
@@ -229,7 +227,7 @@ impl Keeper {
         self.fence = Some(fence);
         self.save();
         self.standing.workers = self.standing.workers.saturating_add(1);
-        let worker = Worker::spawn(&self.program, &self.kept, self.standing, theirs);
+        let worker = Worker::spawn(&self.program, &self.holdings, self.standing, theirs);
         let mut worker = worker.map_err(Stop::Failed)?;
         if !self.begun {
             // While it begins: nobody waits for this.
@@ -237,7 +235,7 @@ impl Keeper {
             crate::sys::drop_clean_pages();
         }
         let ready = worker.ready(&self.signals);
-        self.keep(worker.gifts());
+        self.holdings.take(worker.gifts());
         ready.map(|()| self.worker = Some(worker))
     }
 
@@ -311,8 +309,7 @@ impl Keeper {
         if let Door::Listening(listener) = &self.door {
             entries.push(Entry::new(Kind::Kept, SOCKET, [listener]));
         }
-        let kept = self.kept.iter().map(|(name, fd)| (name.as_str(), fd));
-        let kept = kept.chain(self.fence.iter().map(|fence| (FENCE, fence)));
+        let kept = self.holdings.iter().chain(self.fence.iter().map(|fence| (FENCE, fence)));
         entries.extend(kept.map(|(name, fd)| Entry::new(Kind::Kept, name, [fd])));
         entries.extend(self.front_end.iter().flat_map(FrontEnd::entries));
         if let Err(error) = self.store.save(&entries) {
@@ -335,7 +332,7 @@ impl Keeper {
         let Some(mut worker) = self.worker.take() else { return Ok(()) };
         let status = worker.end(&self.signals);
         let gifts = worker.notes().unwrap_or_else(|_| worker.gifts());
-        self.keep(gifts);
+        self.holdings.take(gifts);
         let (pid, status) = (worker.pid(), status?);
         let line = Line::new(Level::WARN)
             .message(format_args!("Worker {pid} ended ({status}), another one goes on: {why}"));
@@ -375,19 +372,6 @@ impl Keeper {
             worker.leave();
         }
         Err(Stop::Worker("upgrade".into()))
-    }
-
-    fn keep(&mut self, gifts: Vec<Gift>) {
-        // What the keeper uses itself is not a worker's to give.
-        for (name, gift) in gifts.into_iter().filter(|(name, _)| ![SOCKET, FENCE].contains(&name.as_str())) {
-            match gift {
-                None => drop(self.kept.remove(&name)),
-                Some(fd) if self.kept.len() < MAX_KEPT || self.kept.contains_key(&name) => {
-                    self.kept.insert(name, fd);
-                }
-                Some(_) => {}
-            }
-        }
     }
 }
 

@@ -9,7 +9,6 @@
 //! ```
 //! CHANNEL holds what was opened, as notes ([`crate::kept::channel`]); the N paths are removed at the end.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -26,6 +25,7 @@ use sd_notify::NotifyState;
 use signal_hook::consts::SIGXFSZ;
 use tracing::Level;
 
+use super::holdings::Holdings;
 use super::pace::Pace;
 use super::proxy::FrontEnd;
 use super::signals::Signals;
@@ -34,7 +34,7 @@ use super::worker::Program;
 use super::{Door, Keeper, Stop, say};
 use crate::daemon::Failure;
 use crate::kept::channel::{Channel, Standing};
-use crate::kept::{FENCE, SOCKET, arrived};
+use crate::kept::{Arrived, FENCE, SOCKET, arrived};
 use crate::log;
 use crate::opened::{Opened, Unlink};
 use crate::proto::Connection;
@@ -95,7 +95,7 @@ pub fn main(name: &'static str) -> Option<ExitCode> {
 
 /// What a keeper is told by its arguments.
 struct Told {
-    opened: BTreeMap<String, OwnedFd>,
+    arrived: Arrived,
     made: Vec<Unlink>,
     /// The executable.
     path: PathBuf,
@@ -107,13 +107,13 @@ impl Told {
     fn of(args: &mut impl Iterator<Item = OsString>) -> Option<Told> {
         let mut number = || args.next()?.to_str()?.parse().ok();
         let (channel, count) = (number()?, number()?);
-        let (opened, _) = arrived(&Channel::inherited(channel).ok()?);
+        let arrived = arrived(&Channel::inherited(channel).ok()?);
         let made = args.take(usize::try_from(count).ok()?).map(|path| Unlink::new(path.into())).collect();
-        Some(Told { opened, made, path: args.next()?.into(), args: Vec::new() })
+        Some(Told { arrived, made, path: args.next()?.into(), args: Vec::new() })
     }
 }
 
-fn keep(name: &'static str, Told { opened: mut kept, made, path, args }: Told) -> Result<ExitCode, Failure> {
+fn keep(name: &'static str, Told { mut arrived, made, path, args }: Told) -> Result<ExitCode, Failure> {
     privileges::stay_hidden()?;
     allow_descriptors();
     crate::sys::set_name(name);
@@ -122,8 +122,8 @@ fn keep(name: &'static str, Told { opened: mut kept, made, path, args }: Told) -
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(Failure::host)?;
     let exe = rustix::fs::open(SELF, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let exe = exe.map_err(|errno| Failure::host(format!("{SELF}: {errno}")))?;
-    let socket = kept.remove(SOCKET).ok_or_else(|| Failure::host("the keeper got no socket"))?;
-    let fence = kept.remove(FENCE);
+    let socket = arrived.fds.remove(SOCKET).ok_or_else(|| Failure::host("the keeper got no socket"))?;
+    let fence = arrived.fds.remove(FENCE);
     let (door, front_end) = open_door(socket).map_err(Failure::host)?;
     let (store, manager) = Store::new();
     let mut keeper = Keeper {
@@ -138,7 +138,7 @@ fn keep(name: &'static str, Told { opened: mut kept, made, path, args }: Told) -
         front_end,
         sessions: 0,
         standing: Standing { keeper_pid: std::process::id(), workers: 0, began_ms: crate::clock::unix_ms() },
-        kept,
+        holdings: Holdings::new(arrived),
         fence,
         stirred: false,
         made,

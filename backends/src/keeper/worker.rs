@@ -4,7 +4,6 @@
 //! front-end is served, a connection that carries its messages. Promises: [`Worker::end`] returns when it is dead and
 //! reaped; no answer is waited for without a deadline.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,10 +12,12 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
+use rustix::fs::fstat;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::Stop;
+use super::holdings::Holdings;
 use super::role::AS_WORKER;
 use super::signals::Signals;
 use crate::failpoint;
@@ -32,6 +33,8 @@ const MUTE: Duration = Duration::from_secs(40);
 const START: Duration = Duration::from_secs(40);
 /// How long a worker that ends may take for it: longer than it drains.
 const GRACE: Duration = Duration::from_secs(8);
+/// Notes taken at a time: more than a channel holds.
+const MAX_NOTES: usize = 1024;
 /// What systemd told us, and nobody else.
 const OURS: [&str; 7] = [
     "NOTIFY_SOCKET",
@@ -64,24 +67,25 @@ pub(super) struct Worker {
     gifts: Vec<Gift>,
     /// Somebody asked it for an upgrade.
     upgrade: bool,
+    /// Device and inode of its fence.
+    fence: Option<(u64, u64)>,
 }
 
 /// A descriptor to keep under a name; none: the name is not needed any more.
 pub(super) type Gift = (String, Option<OwnedFd>);
 
 impl Worker {
-    /// Starts one, which finds `kept` on its channel, and `fence`; it has yet to say that it is ready.
+    /// Starts one, which finds `holdings` on its channel, and `fence`; it has yet to say that it is ready.
     pub(super) fn spawn(
         program: &Program,
-        kept: &BTreeMap<String, OwnedFd>,
+        holdings: &Holdings,
         standing: Standing,
         fence: OwnedFd,
     ) -> io::Result<Worker> {
         let (channel, theirs) = Channel::pair()?;
         channel.send(&Note::Standing(standing), &[])?;
         channel.send(&log::note(), &[])?;
-        let kept = kept.iter().map(|(name, fd)| (name.as_str(), fd)).chain([(FENCE, &fence)]);
-        for (name, fd) in kept {
+        for (name, fd) in holdings.iter().chain([(FENCE, &fence)]) {
             channel.send(&Note::Kept(name.to_owned()), &[fd.as_fd()])?;
         }
         let (name, args) = program.args.split_first().ok_or(io::ErrorKind::InvalidInput)?;
@@ -96,7 +100,8 @@ impl Worker {
         let mut child = command.spawn()?;
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => {
-                Ok(Worker { child, pidfd, channel, session: None, gifts: Vec::new(), upgrade: false })
+                let fence = identity(&fence);
+                Ok(Worker { child, pidfd, channel, session: None, gifts: Vec::new(), upgrade: false, fence })
             }
             Err(errno) => {
                 let _ = child.kill().and_then(|()| child.wait());
@@ -114,11 +119,12 @@ impl Worker {
         loop {
             match self.note() {
                 Ok(Some(Note::Ready)) => return Ok(()),
-                Ok(Some(_)) => continue,
-                Ok(None) => {}
+                Ok(_) => {}
                 Err(_) => return Err(Stop::Unready(self.end(signals)?)),
             }
-            if signals.wait([self.channel.as_fd()], Some(deadline))? == [false] {
+            let silent = signals.wait([self.channel.as_fd()], Some(deadline))? == [false];
+            // Or it has said everything but that.
+            if silent || Instant::now() > deadline {
                 self.signal(Signal::KILL);
                 deadline += START;
             }
@@ -135,15 +141,19 @@ impl Worker {
         self.channel.as_fd()
     }
 
-    /// Takes all notes that have arrived.
+    /// Takes all notes that have arrived. One that never ends sending them is not heard out.
     pub(super) fn notes(&mut self) -> Result<Vec<Gift>, Stop> {
-        loop {
+        for _ in 0..MAX_NOTES {
             match self.note() {
                 Ok(Some(_)) => {}
-                Ok(None) => return Ok(self.gifts()),
-                Err(error) => return Err(Stop::Worker(error.to_string())),
+                Ok(None) => break,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(Stop::Worker(error.to_string()));
+                }
+                Err(error) => return Err(self.refuse(&error.to_string())),
             }
         }
+        Ok(self.gifts())
     }
 
     /// What it gave to be kept since this was last asked.
@@ -158,8 +168,12 @@ impl Worker {
 
     /// Takes one note, if one has arrived.
     fn note(&mut self) -> io::Result<Option<Note>> {
-        let Some((note, fds)) = self.channel.try_recv()? else { return Ok(None) };
+        let Some((note, mut fds)) = self.channel.try_recv()? else { return Ok(None) };
+        // Held here, its fence would never be closed, and no worker come after it.
+        fds.retain(|fd| identity(fd) != self.fence);
         match &note {
+            // Nobody gives so much: it is not heard any more.
+            Note::Keep(_) | Note::Drop(_) if self.gifts.len() >= MAX_NOTES => {}
             Note::Keep(name) => self.gifts.push((name.clone(), fds.into_iter().next())),
             Note::Drop(name) => self.gifts.push((name.clone(), None)),
             Note::Upgrade => self.upgrade = true,
@@ -242,7 +256,8 @@ impl Worker {
     /// The session's socket failed: by the worker's own decision, which it told before, or because it died.
     fn lost(&mut self, error: &TransportError) -> Stop {
         let number = self.session.as_ref().map(|(number, _)| *number);
-        while let Ok(Some(note)) = self.note() {
+        for _ in 0..MAX_NOTES {
+            let Ok(Some(note)) = self.note() else { break };
             if let Note::Over(over) = note
                 && Some(over) == number
             {
@@ -306,6 +321,67 @@ impl Drop for Worker {
     }
 }
 
+/// Device and inode of what is open.
+fn identity(fd: &OwnedFd) -> Option<(u64, u64)> {
+    fstat(fd).ok().map(|file| (file.st_dev, file.st_ino))
+}
+
 fn no_session() -> Stop {
     Stop::Worker("it has no session".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A process that does nothing, the worker's end of its channel, and its fence.
+    fn worker() -> (Worker, Channel, OwnedFd) {
+        let child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let (channel, theirs) = Channel::pair().unwrap();
+        let fence = OwnedFd::from(std::io::pipe().unwrap().1);
+        let (gifts, fence_is) = (Vec::new(), identity(&fence));
+        let worker = Worker { child, pidfd, channel, session: None, gifts, upgrade: false, fence: fence_is };
+        (worker, theirs, fence)
+    }
+
+    #[test]
+    fn its_fence_is_held_by_nobody_else() {
+        let (mut worker, theirs, fence) = worker();
+        let file = OwnedFd::from(tempfile::tempfile().unwrap());
+        theirs.send(&Note::Keep("a".into()), &[fence.as_fd()]).unwrap();
+        theirs.send(&Note::Keep("b".into()), &[fence.as_fd(), file.as_fd()]).unwrap();
+        let gifts = worker.notes().unwrap();
+        assert!(gifts.iter().flat_map(|(_, fd)| fd).all(|fd| identity(fd) == identity(&file)), "{gifts:?}");
+        assert_eq!(gifts.len(), 2);
+    }
+
+    #[test]
+    fn one_that_never_ends_telling_is_not_heard_out() {
+        let (mut worker, theirs, _fence) = worker();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        let _ = theirs.send(&Note::Drop("x".into()), &[]);
+                    }
+                });
+            }
+            for _ in 0..20 {
+                assert!(worker.notes().unwrap().len() <= MAX_NOTES);
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn one_that_tells_nonsense_is_killed_at_once() {
+        let (mut worker, theirs, _fence) = worker();
+        rustix::io::write(&theirs, &[77, 0, 0, 0, 0]).unwrap();
+        assert!(matches!(worker.notes(), Err(Stop::Worker(_))));
+        assert!(super::super::signals::readable_within(&worker.pidfd, GRACE / 2));
+    }
 }

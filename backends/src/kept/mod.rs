@@ -8,7 +8,7 @@
 
 pub mod channel;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,8 +41,8 @@ pub struct Kept {
 impl Kept {
     /// What has arrived on the channel of a worker that begins.
     pub(crate) fn by(keeper: &Arc<Channel>) -> Kept {
-        let (given, standing) = arrived(keeper);
-        Kept { keeper: Some(Arc::clone(keeper)), standing, ..Kept::of(given) }
+        let Arrived { fds, standing, .. } = arrived(keeper);
+        Kept { keeper: Some(Arc::clone(keeper)), standing, ..Kept::of(fds) }
     }
 
     /// Whose worker this is; `None`: nobody's, there is no keeper.
@@ -106,15 +106,29 @@ impl Kept {
 }
 
 /// What has been sent to a process that begins.
-pub(crate) fn arrived(channel: &Channel) -> (BTreeMap<String, OwnedFd>, Option<Standing>) {
-    let (mut all, mut standing) = (BTreeMap::new(), None);
+#[derive(Debug, Default)]
+pub(crate) struct Arrived {
+    pub(crate) fds: BTreeMap<String, OwnedFd>,
+    /// Names of those that the first process opened: to a keeper, no worker's to give.
+    pub(crate) opened: BTreeSet<String>,
+    pub(crate) standing: Option<Standing>,
+}
+
+/// Takes what has been sent to a process that begins.
+pub(crate) fn arrived(channel: &Channel) -> Arrived {
+    let mut all = Arrived::default();
     while let Ok(Some((note, fds))) = channel.try_recv() {
+        let fd = fds.into_iter().next();
         match note {
-            Note::Kept(name) => all.extend(fds.into_iter().next().map(|fd| (name, fd))),
+            Note::Kept(name) => {
+                all.opened.insert(name.clone());
+                all.fds.extend(fd.map(|fd| (name, fd)));
+            }
+            Note::Keep(name) => all.fds.extend(fd.map(|fd| (name, fd))),
             Note::Log { level, file } => log::follow(level, &file, None),
-            Note::Standing(ours) => standing = Some(ours),
+            Note::Standing(ours) => all.standing = Some(ours),
             _ => break,
         }
     }
-    (all, standing)
+    all
 }

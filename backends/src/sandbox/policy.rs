@@ -53,6 +53,7 @@ const NAMES: &[(&str, u32)] = &[
     ("KVM_SET_VCPU_EVENTS", 0x4040_aea0),
     ("KVM_SET_XCRS", 0x4188_aea7),
     ("KVM_TRANSLATE", 0xc018_ae85),
+    ("PRIO_PROCESS", 0),
     ("PROT_EXEC", cast(libc::PROT_EXEC)),
     ("PR_CAP_AMBIENT", cast(libc::PR_CAP_AMBIENT)),
     ("PR_GET_AUXV", 0x4155_5856),

@@ -70,7 +70,7 @@ impl Connect {
         if let Some(peer) = opened.before(KEPT_PEER).map(UnixStream::from)
             && peer.peer_addr().is_ok_and(|its| its.as_pathname() == Some(path))
         {
-            opened.insert(KEPT_PEER, peer);
+            opened.hand_on(KEPT_PEER, peer);
         }
         Ok(())
     }

@@ -58,7 +58,7 @@ impl Unix {
         if let Some(client) = opened.before(KEPT_CLIENT).map(UnixStream::from)
             && client.local_addr().is_ok_and(|own| own.as_pathname() == Some(path))
         {
-            opened.insert(KEPT_CLIENT, client);
+            opened.hand_on(KEPT_CLIENT, client);
         }
         Ok(())
     }
