@@ -53,7 +53,7 @@ fn every_call_that_is_not_named_ends_a_keeper() {
 #[test]
 fn arguments_that_are_not_allowed_end_the_process() {
     let executable = ["mmap", "0", "4096", "5", "34", "-1", "0"];
-    let cases: [(&str, &[&str]); 17] = [
+    let cases: [(&str, &[&str]); 20] = [
         (DATA_PATH, &executable),
         (WORKER, &executable),
         (WORKER, &["mprotect", "0", "0", "4"]),
@@ -63,6 +63,10 @@ fn arguments_that_are_not_allowed_end_the_process() {
         (KEEPER, &["clone", "131072"]),
         // Signals to others.
         (WORKER, &["tgkill", "1", "1", "0"]),
+        // CPU time of others: all processes of a user, and init's CPUs.
+        (WORKER, &["setpriority", "2", "0", "19"]),
+        (WORKER, &["setpriority", "0", "1", "19"]),
+        (WORKER, &["sched_setaffinity", "1", "0", "0"]),
         // F_SETOWN, TIOCSTI, PR_SET_DUMPABLE, SECCOMP_SET_MODE_STRICT.
         (WORKER, &["fcntl", "0", "8", "1"]),
         (KEEPER, &["fcntl", "0", "8", "1"]),
