@@ -83,6 +83,8 @@ mod asked {
         unlink                      # whoever removes a point's file dies there
         getpid                      # and this is how
         kill if arg0 == SELF        # the same
+        [keeper]
+        landlock_add_rule           # a worker may remove the files of its points
     ";
 
     /// A name and the file that stands for one death there.

@@ -72,6 +72,7 @@ impl std::fmt::Display for Exit {
 /// A program about to be started.
 #[derive(Debug)]
 pub struct Launch {
+    before: Vec<String>,
     program: PathBuf,
     args: Vec<String>,
     env: Vec<(String, String)>,
@@ -97,13 +98,19 @@ impl Launch {
     pub fn of(program: impl Into<PathBuf>) -> Launch {
         let dir = tempfile::Builder::new().prefix("outboard-").tempdir();
         let dir = dir.unwrap_or_else(|e| panic!("temporary directory: {e}"));
-        let (args, env, activated) = (Vec::new(), Vec::new(), Vec::new());
-        Launch { program: program.into(), args, env, dir, stdin: None, passed: false, activated }
+        let (before, args, env, activated) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Launch { before, program: program.into(), args, env, dir, stdin: None, passed: false, activated }
     }
 
     /// The same with another program.
     pub fn of_program(mut self, program: &Path) -> Launch {
         self.program = program.to_owned();
+        self
+    }
+
+    /// Starts it by another program, which is to become it: these words stand before it.
+    pub fn by<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> Launch {
+        self.before.extend(words.into_iter().map(Into::into));
         self
     }
 
@@ -212,7 +219,7 @@ impl Launch {
         };
         let mut words = before.into_iter().chain(words(&["setpriv", "--pdeathsig", "KILL", "--"]));
         let mut command = Command::new(words.next().unwrap_or_default());
-        command.args(words).arg(&self.program);
+        command.args(words).args(&self.before).arg(&self.program);
         command
     }
 
@@ -479,10 +486,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     fn shell(script: &str) -> Launch {
-        let dir = TempDir::new().unwrap();
-        let args = vec!["-c".to_owned(), script.to_owned()];
-        let program = "/bin/sh".into();
-        Launch { program, args, env: Vec::new(), dir, stdin: None, passed: false, activated: Vec::new() }
+        Launch::of("/bin/sh").args(["-c", script])
     }
 
     #[test]

@@ -21,7 +21,7 @@ not here ends the process. `docs/sandbox.md` says how the parts fit together.
 ";
 
 /// The daemons, and their own policies.
-fn daemons() -> [(&'static str, &'static str); 3] {
+pub fn daemons() -> [(&'static str, &'static str); 3] {
     fn of<P: Program>() -> (&'static str, &'static str) {
         (P::NAME, P::POLICY)
     }

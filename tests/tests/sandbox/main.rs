@@ -3,4 +3,7 @@
 mod document;
 mod forbidden;
 mod missing;
+mod needed;
 mod standing;
+mod trace;
+mod without;

@@ -112,7 +112,13 @@ fn nothing_can_be_opened_and_nothing_removed_outside() {
 #[test]
 fn a_machine_ends_where_a_rule_is_missing() {
     let image = metal::image().unwrap();
-    for rule in ["ioctl if arg1 == KVM_RUN", "write ", "clone if", "epoll_pwait2", "exit_group"] {
+    for rule in [
+        "vcpu:ioctl if arg1 == KVM_RUN",
+        "all:write ",
+        "main:clone if",
+        "main:epoll_pwait2",
+        "main:exit_group",
+    ] {
         let ended = Command::new("timeout")
             .args([
                 "--kill-after=1",
