@@ -3,8 +3,10 @@
 use std::convert::Infallible;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use backends::control::metrics::{Exposition, Kind};
 use backends::device::{Device, Handler, Io, Queues, Source, Turn};
 use backends::queue::Queue;
 use rustix::io::Errno;
@@ -12,7 +14,7 @@ use rustix::termios::tcgetwinsize;
 use serde_json::{Map, Value, json};
 
 use crate::host::HostSide;
-use crate::port::Port;
+use crate::port::{Drops, Port};
 use crate::wire::{self, F_SIZE, QUEUES, RECEIVEQ, Size, TRANSMITQ};
 
 /// Makes the host side, in the worker's thread, of what was opened at the start of the program.
@@ -22,6 +24,7 @@ type Opened = Box<dyn FnOnce() -> Box<dyn HostSide> + Send>;
 pub struct Console {
     host: Mutex<Option<Opened>>,
     terminal: Option<OwnedFd>,
+    drops: Arc<Drops>,
 }
 
 impl Console {
@@ -31,7 +34,7 @@ impl Console {
         terminal: Option<OwnedFd>,
     ) -> Console {
         let opened: Opened = Box::new(|| Box::new(host()));
-        Console { host: Mutex::new(Some(opened)), terminal }
+        Console { host: Mutex::new(Some(opened)), terminal, drops: Arc::default() }
     }
 
     /// The terminal's size at this moment, if it has one.
@@ -65,6 +68,15 @@ impl Device for Console {
         Map::from_iter([("size".to_owned(), size.into())])
     }
 
+    fn metrics(&self, text: &mut Exposition) {
+        let Drops { nobody_reads, client_left } = &*self.drops;
+        let help = "Bytes that were lost, by cause, since the worker began.";
+        let family = text.family("outboard_console_dropped_bytes_total", Kind::Counter, help);
+        for (cause, bytes) in [("nobody_reads", nobody_reads), ("client_left", client_left)] {
+            family.sample(&[("cause", &cause)], bytes.load(Ordering::Relaxed));
+        }
+    }
+
     /// One: both queues of a port share its state.
     fn workers(&self) -> usize {
         1
@@ -74,7 +86,7 @@ impl Device for Console {
         let host = self.host.lock().unwrap_or_else(PoisonError::into_inner).take();
         let host =
             host.ok_or_else(|| io::Error::other("the host side failed before; start the daemon again"))?;
-        Ok(Ports { port: Port::new(host()) })
+        Ok(Ports { port: Port::new(host(), Arc::clone(&self.drops)) })
     }
 }
 

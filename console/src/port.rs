@@ -31,6 +31,8 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use backends::device::{Queues, Source, Turn};
@@ -75,15 +77,15 @@ enum Flushed {
 }
 
 impl Port {
-    /// A port on this host side.
-    pub fn new(host: Box<dyn HostSide>) -> Port {
+    /// A port on this host side, which tells `drops` what is lost.
+    pub fn new(host: Box<dyn HostSide>, drops: Arc<Drops>) -> Port {
         Port {
             host,
             early: Early::default(),
             outgoing: Outgoing::default(),
             backlog: Backlog::new(BACKLOG_BYTES),
             into: Vec::new(),
-            counts: Counts::default(),
+            counts: Counts { to_host: 0, to_guest: 0, drops },
         }
     }
 
@@ -103,6 +105,7 @@ impl Port {
 
     /// The host side is not what it was: whatever can go on now goes on.
     pub fn go_on(&mut self, queues: &mut Queues) {
+        self.counts.drops.client_left.store(self.host.lost_input(), Ordering::Relaxed);
         self.flush();
         for index in [RECEIVEQ, TRANSMITQ] {
             if let Some(queue) = queues.get(index) {
@@ -236,7 +239,8 @@ impl Port {
 impl Drop for Port {
     fn drop(&mut self) {
         self.drain();
-        let Counts { to_host, to_guest, dropped, .. } = self.counts;
+        let Counts { to_host, to_guest, ref drops } = self.counts;
+        let dropped = drops.nobody_reads.load(Ordering::Relaxed);
         let (never_read, input_unread) = (self.backlog.len(), self.early.left().len());
         let input_dropped = self.host.lost_input();
         tracing::info!(to_host, to_guest, dropped, never_read, input_dropped, input_unread, "port");
@@ -310,12 +314,20 @@ impl Early {
     }
 }
 
+/// Bytes that were lost, by cause: the port counts them, anybody may read them.
+#[derive(Debug, Default)]
+pub struct Drops {
+    /// The guest wrote them while nobody read, and more after them.
+    pub nobody_reads: AtomicU64,
+    /// A client sent them and left, and so did too many after it, before the guest had read them.
+    pub client_left: AtomicU64,
+}
+
 /// What the port has carried and lost.
-#[derive(Default)]
 struct Counts {
     to_host: u64,
     to_guest: u64,
-    dropped: u64,
+    drops: Arc<Drops>,
 }
 
 impl Counts {
@@ -324,11 +336,11 @@ impl Counts {
         if bytes == 0 {
             return;
         }
-        self.dropped = self.dropped.saturating_add(bytes);
+        let before = self.drops.nobody_reads.fetch_add(bytes, Ordering::Relaxed);
         log::line!(
             warn,
             Class::ConsoleDropped,
-            dropped_bytes = self.dropped,
+            dropped_bytes = before.saturating_add(bytes),
             "Nobody takes the guest's output: the oldest of it is dropped"
         );
     }

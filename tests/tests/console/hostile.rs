@@ -3,7 +3,7 @@
 use tests::guest::chain::Chain;
 use tests::guest::memory::RAM_BASE;
 
-use crate::{Guest, QUEUE_SIZE, WAYS, account, assert_same, client, listening};
+use crate::{Guest, QUEUE_SIZE, WAYS, account, assert_same, client, dropped_for, listening};
 
 #[test]
 fn c01_a_chain_of_all_descriptors_arrives_byte_by_byte_once() {
@@ -65,8 +65,9 @@ fn c02_a_gigabyte_for_nobody_costs_neither_memory_nor_time() {
         }
         let after = daemon.counts().rss_kib;
         assert!(after < before + 512, "{before} KiB grew to {after} KiB");
-        let dropped = account(&daemon.terminate().stderr, "dropped");
-        assert_eq!(dropped, 21 * (60 << 24) - crate::KEEP_BYTES as u64);
+        let lost = 21 * (60 << 24) - crate::KEEP_BYTES as u64;
+        assert_eq!(["nobody_reads", "client_left"].map(|cause| dropped_for(&daemon, cause)), [lost, 0]);
+        assert_eq!(account(&daemon.terminate().stderr, "dropped"), lost);
     }
 }
 

@@ -14,6 +14,8 @@ mod unix;
 
 use std::path::Path;
 
+use backends::control::Method;
+use backends::control::client::Client;
 use tests::daemon::{Daemon, Launch};
 use tests::frontend::{Frontend, Wants};
 use tests::guest::console::Console;
@@ -95,7 +97,19 @@ impl Way {
 fn listening(engine: &str) -> Daemon {
     let launch = Launch::new("outboard-console");
     let port = launch.dir().join("port.sock").display().to_string();
-    launch.args(["--engine", engine, "--listen", port.as_str()]).serve().unwrap()
+    let control = launch.dir().join("own.control").display().to_string();
+    let options = ["--engine", engine, "--listen", port.as_str(), "--control-socket", control.as_str()];
+    launch.args(options).serve().unwrap()
+}
+
+/// Bytes that were lost for this reason, as `/metrics` of a daemon of [`listening`] has it.
+#[track_caller]
+fn dropped_for(daemon: &Daemon, cause: &str) -> u64 {
+    let mut client = Client::connect(&daemon.dir().join("own.control"), tests::wait::PATIENCE).unwrap();
+    let text = String::from_utf8(client.call(Method::Get, "/metrics", None, None).unwrap().body).unwrap();
+    let sample = format!("outboard_console_dropped_bytes_total{{cause=\"{cause}\"}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&sample));
+    value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {sample}in {text}"))
 }
 
 /// A client of [`listening`].
