@@ -4,6 +4,8 @@
 //! and how the VMM ended, with the events of its `--timings` file. Every wait has a deadline, and a VMM never
 //! outlives its [`Vmm`].
 
+pub mod held;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;

@@ -1,6 +1,6 @@
-//! Waiting for descriptors, never for time.
+//! Waiting for what happens, never for time.
 //!
-//! In: descriptors and a deadline. Out: whether one of them became readable before it.
+//! In: descriptors, or a question, and a deadline. Out: whether one of them became readable before it; the answer yes.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -15,6 +15,19 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The moment after which waiting that begins now is given up.
 pub fn deadline() -> Instant {
     Instant::now() + PATIENCE
+}
+
+/// Waits until something is so that no descriptor tells of.
+///
+/// # Panics
+/// It does not come to be so in time.
+#[track_caller]
+pub fn until(mut so: impl FnMut() -> bool) {
+    let until = deadline();
+    while !so() {
+        assert!(Instant::now() < until, "it does not come to be so");
+        std::thread::yield_now();
+    }
 }
 
 /// Waits until one of `fds` is readable, hung up or failed; `false` when the deadline came first.

@@ -3,81 +3,30 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
-use tests::daemon::{Daemon, Launch};
-use tests::vmm::{Run, Vmm};
+use tests::vmm::Run;
+use tests::vmm::held::{Held, assert_refused, ctl};
 
 const OUTBOARD: &str = env!("CARGO_BIN_EXE_outboard");
 
-/// A guest of `metal=hold` with an entropy device, and its API.
-struct Guest {
-    vmm: Vmm,
-    daemon: Daemon,
-    api: PathBuf,
-    alive: usize,
+/// A guest with an entropy device, and its API.
+fn start(cmdline: &str) -> Held {
+    Held::start(OUTBOARD, cmdline, &[])
 }
 
-impl Guest {
-    fn start(options: &str) -> Guest {
-        let daemon = Launch::new("outboard-rng").args(["--keeper", "off"]).serve().unwrap();
-        let run = Run::metal(OUTBOARD, &format!("metal=hold {options}")).device("rng", daemon.socket());
-        let api = run.dir().join("vm.control");
-        let vmm = run.option("--api-socket", &api.display().to_string()).start();
-        vmm.wait_for("metal: hold ready\n", 1);
-        Guest { vmm, daemon, api, alive: 0 }
-    }
-
-    fn ctl(&self, args: &[&str]) -> Output {
-        ctl(&[&["--socket", self.api.to_str().unwrap()], args].concat())
-    }
-
-    /// What a command prints when it succeeds.
-    #[track_caller]
-    fn says(&self, args: &[&str]) -> String {
-        let output = self.ctl(args);
-        assert!(output.status.success(), "{args:?}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn state(&self) -> Value {
-        serde_json::from_str(&self.says(&["state", "--json"])).unwrap()
-    }
-
-    /// The value of a metric without labels.
-    fn metric(&self, name: &str) -> u64 {
-        let text = self.says(&["metrics", "--json"]);
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap();
-        line.parse().unwrap()
-    }
-
-    fn assert_alive(&mut self) {
-        self.alive += 1;
-        self.vmm.type_in("a");
-        self.vmm.wait_for("metal: alive\n", self.alive);
-    }
-}
-
-/// `outboard ctl` under a time limit.
-fn ctl(args: &[&str]) -> Output {
-    Command::new("timeout").args(["--kill-after=1", "20", OUTBOARD, "ctl"]).args(args).output().unwrap()
-}
-
-/// One line with all these words, and this exit code.
-#[track_caller]
-fn assert_refused(output: &Output, code: i32, words: &[&str]) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{output:?}");
-    assert_eq!(stderr.lines().count(), 1, "{output:?}");
-    assert!(words.iter().all(|word| stderr.contains(word)), "{words:?}: {output:?}");
+/// The value of a metric without labels.
+fn metric(guest: &Held, name: &str) -> u64 {
+    let text = guest.says(&["metrics", "--json"]);
+    let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap();
+    line.parse().unwrap()
 }
 
 #[test]
 fn a_machine_tells_of_itself_and_its_devices() {
-    let guest = Guest::start("");
+    let guest = start("");
     let state = guest.state();
     assert_eq!(state["vmm"]["pid"], guest.vmm.pid());
     assert_eq!((&state["vmm"]["state"], &state["vmm"]["cpus"]), (&"running".into(), &1.into()));
@@ -88,7 +37,7 @@ fn a_machine_tells_of_itself_and_its_devices() {
     assert!(device["since_unix_s"].as_f64() >= state["vmm"]["started_unix_s"].as_f64());
     let table = guest.says(&["state"]);
     assert!(table.contains("guest    running, 1 CPU, 64 MiB\n"), "{table}");
-    let list = ctl(&["list", guest.api.parent().unwrap().to_str().unwrap()]);
+    let list = ctl(OUTBOARD, &["list", guest.api.parent().unwrap().to_str().unwrap()]);
     let list = String::from_utf8(list.stdout).unwrap();
     let pid = guest.vmm.pid().to_string();
     assert!(["outboard", "running", &pid].iter().all(|word| list.contains(word)), "{list}");
@@ -96,7 +45,7 @@ fn a_machine_tells_of_itself_and_its_devices() {
 
 #[test]
 fn a_guest_pauses_and_goes_on_whoever_asks() {
-    let mut guest = Guest::start("");
+    let mut guest = start("");
     guest.assert_alive();
     assert_eq!(guest.says(&["pause"]), "paused\n");
     guest.vmm.type_in("a");
@@ -118,7 +67,7 @@ fn a_guest_pauses_and_goes_on_whoever_asks() {
 
 #[test]
 fn a_daemon_that_is_away_is_told_of_and_one_that_came_back_counted() {
-    let mut guest = Guest::start("");
+    let mut guest = start("");
     guest.daemon.kill9();
     guest.vmm.wait_for_stderr("waits for its daemon");
     assert_eq!(guest.state()["devices"][0]["connected"], false);
@@ -140,12 +89,12 @@ fn a_daemon_that_is_away_is_told_of_and_one_that_came_back_counted() {
 
 #[test]
 fn questions_do_not_wake_the_machine_and_half_a_request_holds_nobody_up() {
-    let mut guest = Guest::start("");
-    let wakes = guest.metric("outboard_loop_wakes_total");
+    let mut guest = start("");
+    let wakes = metric(&guest, "outboard_loop_wakes_total");
     for _ in 0..10 {
         guest.state();
     }
-    assert_eq!(guest.metric("outboard_loop_wakes_total"), wakes);
+    assert_eq!(metric(&guest, "outboard_loop_wakes_total"), wakes);
     let mut mute = UnixStream::connect(&guest.api).unwrap();
     mute.write_all(b"POST /pause HTTP/1.1\r\nHost: x\r\nContent-Len").unwrap();
     guest.assert_alive();
@@ -157,7 +106,7 @@ fn questions_do_not_wake_the_machine_and_half_a_request_holds_nobody_up() {
 
 #[test]
 fn a_machine_that_started_again_still_answers() {
-    let mut guest = Guest::start("then-reset");
+    let mut guest = start("then-reset");
     guest.vmm.type_in("q");
     guest.vmm.wait_for("metal: hold ready\n", 2);
     assert_eq!(guest.state()["vmm"]["state"], "running");
@@ -168,7 +117,7 @@ fn a_machine_that_started_again_still_answers() {
 
 #[test]
 fn the_log_of_a_machine_is_asked_and_changed_as_that_of_a_daemon() {
-    let guest = Guest::start("");
+    let guest = start("");
     assert!(guest.says(&["log", "--level", "debug"]).starts_with("level   debug\n"));
     let state = guest.says(&["state"]);
     assert!(state.contains("log      debug and above, as text, to standard error\n"), "{state}");
@@ -177,7 +126,7 @@ fn the_log_of_a_machine_is_asked_and_changed_as_that_of_a_daemon() {
 
 #[test]
 fn what_only_a_daemon_has_is_told() {
-    let guest = Guest::start("");
+    let guest = start("");
     for command in [&["device"][..], &["set", "a=1"], &["upgrade"]] {
         assert_refused(&guest.ctl(command), 2, &[command[0], "for a daemon of a device"]);
     }
@@ -185,12 +134,12 @@ fn what_only_a_daemon_has_is_told() {
 
 #[test]
 fn the_socket_goes_with_the_machine_and_is_not_taken_from_another() {
-    let guest = Guest::start("");
+    let guest = start("");
     let taken = guest.api.display().to_string();
     let second = Run::metal(OUTBOARD, "metal=hold").option("--api-socket", &taken).finish();
     assert!(second.code(2).stderr.contains("--api-socket") && second.stderr.contains("listens there"));
     assert!(second.timings.is_empty(), "a start that is refused leaves nothing behind");
-    let Guest { vmm, api, .. } = guest;
+    let Held { vmm, api, .. } = guest;
     assert!(api.exists());
     kill_process(Pid::from_raw(vmm.pid().try_into().unwrap()).unwrap(), Signal::TERM).unwrap();
     let dir = api.parent().unwrap().to_owned();

@@ -10,9 +10,8 @@ use tests::guest::ring::Ring;
 use tests::machine::{BLK, Machine, RAM_BYTES};
 use tests::manager::Manager;
 use tests::slow::SlowDisk;
+use tests::wait;
 use xtask::skip::skip;
-
-use super::processes::await_that;
 
 const DISK_BYTES: usize = 1 << 20;
 const DATA: [u8; 4096] = [0x5a; 4096];
@@ -73,7 +72,7 @@ impl Story {
     }
 
     fn await_told(&self, times: usize) {
-        await_that(|| self.machine.daemon.stderr().matches(TOLD).count() >= times);
+        wait::until(|| self.machine.daemon.stderr().matches(TOLD).count() >= times);
     }
 }
 

@@ -27,14 +27,6 @@ fn children(pid: u32) -> usize {
     children.split_whitespace().count()
 }
 
-pub fn await_that(happened: impl Fn() -> bool) {
-    let until = wait::deadline();
-    while !happened() {
-        assert!(Instant::now() < until, "it does not happen");
-        std::thread::yield_now();
-    }
-}
-
 /// A line of proc(5) status.
 fn status(pid: u32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -224,7 +216,7 @@ fn a_worker_that_cannot_start_again_is_tried_ever_more_seldom_until_it_can() {
     image.set_len(0).unwrap();
     let since = Instant::now();
     machine.daemon.kill_worker();
-    await_that(|| machine.daemon.stderr().matches("it is empty").count() >= 10);
+    wait::until(|| machine.daemon.stderr().matches("it is empty").count() >= 10);
     // Between ten tries 1, 2, 4 ... 256 ms.
     assert!(since.elapsed() >= Duration::from_millis(511), "{:?}", since.elapsed());
     image.set_len(bytes).unwrap();
@@ -281,7 +273,7 @@ fn k20_a_keeper_without_descriptors_waits_for_them() {
     // Enough to wait with, and for nothing new.
     limit(Some(6));
     machine.daemon.kill_worker();
-    await_that(|| machine.daemon.stderr().contains("No worker can be started"));
+    wait::until(|| machine.daemon.stderr().contains("No worker can be started"));
     limit(most);
     machine.assert_serves(&mut ring);
     assert_eq!(machine.daemon.terminate().code, Some(0));
@@ -294,9 +286,9 @@ fn k10_a_daemon_that_is_to_end_while_its_worker_is_ending_leaves_nothing_behind(
     let worker = machine.daemon.worker_pid();
     signal(worker, Signal::STOP);
     // SIGTERM would be taken first if both were waiting.
-    await_that(|| is_stopped(worker));
+    wait::until(|| is_stopped(worker));
     signal(machine.daemon.pid(), Signal::HUP);
-    await_that(|| is_pending(worker, Signal::TERM));
+    wait::until(|| is_pending(worker, Signal::TERM));
     machine.daemon.terminate();
     assert!(!Path::new(&format!("/proc/{worker}")).exists(), "the worker is left behind");
 }

@@ -17,8 +17,9 @@ use tests::manager::{Manager, Packet, sealed};
 use tests::random::Random;
 use tests::restart::soak::Device as Soaked;
 use tests::restart::{Mode, Rig};
+use tests::wait;
 
-use super::processes::{await_that, signal};
+use super::processes::signal;
 use super::untracked;
 
 /// As a unit file would say it.
@@ -202,7 +203,7 @@ fn a_state_that_makes_no_sense_is_told_once_and_dropped() {
         manager.replace(harmed);
         machine.daemon.start_again(manager.stored());
         assert!(machine.frontend.hung_up(), "{what}");
-        await_that(|| machine.daemon.stderr().matches("Listening").count() == 2);
+        wait::until(|| machine.daemon.stderr().matches("Listening").count() == 2);
         machine.assert_serves_anew();
         let said = machine.daemon.stderr();
         assert_eq!(said.matches("makes no sense").count(), 1, "{what}: {said}");
@@ -252,7 +253,7 @@ fn a_manager_that_stops_taking_is_told_once_and_brings_back_nothing() {
     // An old state would be a wrong one.
     machine.daemon.kill9();
     machine.daemon.start_again(stored);
-    await_that(|| machine.daemon.stderr().matches("Listening").count() == 2);
+    wait::until(|| machine.daemon.stderr().matches("Listening").count() == 2);
     assert!(machine.frontend.hung_up());
     machine.assert_serves_anew();
 }
@@ -310,10 +311,10 @@ fn sockets_are_bound_once_and_where_they_are_meant() {
         configure(socket, port);
         daemon.kill9();
         daemon.start_again(manager.stored());
-        await_that(|| daemon.stderr().matches("Listening").count() == nth);
+        wait::until(|| daemon.stderr().matches("Listening").count() == nth);
         for name in ["a.sock", "b.sock", "a.port", "b.port"] {
             let meant = name == socket || name == port;
-            await_that(|| UnixStream::connect(path(name)).is_ok() == meant);
+            wait::until(|| UnixStream::connect(path(name)).is_ok() == meant);
         }
         if nth < 3 {
             assert_eq!([inode("a.sock"), inode("a.port")], bound);

@@ -74,7 +74,7 @@ fn text(path: &Path) -> String {
 #[test]
 fn another_level_holds_for_keeper_and_workers_and_those_that_follow() {
     let mut daemon = Watched::boot(&[]);
-    await_that(|| text(&daemon.log).contains("Listening"));
+    wait::until(|| text(&daemon.log).contains("Listening"));
     daemon.set_level("error");
     let quiet = text(&daemon.log).len();
     drop(break_ring(&mut daemon.machine));
@@ -110,7 +110,7 @@ fn another_file_is_for_keeper_and_workers_and_those_that_follow() {
     // The end of the daemon, too, while its directory is there.
     let pid = rustix::process::Pid::from_raw(i32::try_from(daemon.machine.daemon.pid()).unwrap()).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
-    await_that(|| text(&daemon.log).contains("served"));
+    wait::until(|| text(&daemon.log).contains("served"));
 }
 
 /// A file that was opened without O_APPEND, as by a program that does not know better.

@@ -57,7 +57,7 @@ fn a_new_file_is_for_its_user_and_group_only() {
         let _daemon = file.of(RNG.launch().args(["--keeper", keeper])).serve().unwrap();
         let mode = fs::metadata(&file.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o137, 0, "{mode:o}");
-        await_that(|| file.text().contains("Listening"));
+        wait::until(|| file.text().contains("Listening"));
     }
 }
 

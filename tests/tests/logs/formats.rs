@@ -1,5 +1,7 @@
 //! The three forms of a line, from every process of a daemon, and the level.
 
+use std::time::Instant;
+
 use tests::guest::memory::Ram;
 use tests::machine::RAM_BYTES;
 
@@ -88,7 +90,7 @@ fn a_flood_is_one_line_a_second_with_the_number_of_those_left_out() {
     };
     (0..100).for_each(|_| refuse(&mut machine));
     // The next line comes with the first one that is refused after a second.
-    await_that(|| {
+    wait::until(|| {
         refuse(&mut machine);
         lines(&machine).len() > 1
     });

@@ -43,7 +43,7 @@ fn entry(machine: &Machine, message: &str) -> Option<Value> {
 fn journald_has_every_field_of_a_line() {
     let mut machine = boot(&[], &["--log-format", "journal"]);
     drop(break_ring(&mut machine));
-    await_that(|| entry(&machine, "Ring broken").is_some());
+    wait::until(|| entry(&machine, "Ring broken").is_some());
     let broken = entry(&machine, "Ring broken").unwrap();
     for (field, value) in [
         ("PRIORITY", json!("4")),
@@ -74,7 +74,7 @@ const AS_SERVICE: &str = r#"export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/
 fn a_service_logs_fields_without_being_asked_to() {
     let mut machine = boot(&["systemd-cat", "--identifier=as-text", "bash", "-c", AS_SERVICE, "bash"], &[]);
     drop(break_ring(&mut machine));
-    await_that(|| entry(&machine, "Ring broken").is_some());
+    wait::until(|| entry(&machine, "Ring broken").is_some());
     assert_eq!(entry(&machine, "Ring broken").unwrap()["CLASS"], "ring-broken");
 }
 

@@ -9,8 +9,6 @@ mod guest_data;
 mod journal;
 mod stuck;
 
-use std::time::Instant;
-
 use serde_json::Value;
 use tests::guest::ring::Ring;
 use tests::machine::{BLK, CONSOLE, Device, Machine, QUEUE_SIZE, RNG};
@@ -26,16 +24,6 @@ fn objects(log: &str) -> Vec<Value> {
         other => panic!("{line:?} is no object: {other:?}"),
     };
     log.lines().map(object).collect()
-}
-
-/// Waits until something is so.
-#[track_caller]
-fn await_that(mut so: impl FnMut() -> bool) {
-    let until = wait::deadline();
-    while !so() {
-        assert!(Instant::now() < until, "it does not come to be so");
-        std::thread::yield_now();
-    }
 }
 
 /// The guest breaks the ring of its request queue.

@@ -51,7 +51,7 @@ fn a_log_on_a_full_tmpfs_ends_nothing_and_goes_on_when_there_is_room() {
     assert_eq!(size(), 0);
     fs::remove_file(format!("{full}/filler")).unwrap();
     // One a second is written.
-    await_that(|| {
+    wait::until(|| {
         machine.assert_serves_anew();
         fs::read_to_string(format!("{full}/log")).unwrap().contains("Front-end connected")
     });
@@ -86,7 +86,7 @@ impl Piped {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(binary(RNG.binary)).arg("--socket-path").arg(&socket);
         let child = command.stdin(Stdio::null()).stderr(stderr).spawn().unwrap();
-        await_that(|| listening(&socket));
+        wait::until(|| listening(&socket));
         Piped { child, dir }
     }
 

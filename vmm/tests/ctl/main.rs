@@ -14,6 +14,7 @@ use tests::frontend::{Frontend, Wants};
 use tests::guest::memory::Ram;
 use tests::guest::rng::Rng;
 use tests::machine::RAM_BYTES;
+use tests::vmm::held::assert_refused;
 
 const OUTBOARD: &str = env!("CARGO_BIN_EXE_outboard");
 
@@ -34,15 +35,6 @@ fn ctl(args: &[&str]) -> Output {
 fn said(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-/// One line with all these words, and this exit code.
-#[track_caller]
-fn assert_refused(output: &Output, code: i32, words: &[&str]) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{output:?}");
-    assert_eq!(stderr.lines().count(), 1, "{output:?}");
-    assert!(words.iter().all(|word| stderr.contains(word)), "{words:?}: {output:?}");
 }
 
 /// A daemon with a control socket.
