@@ -29,15 +29,20 @@ pub fn preadv(fd: RawFd, segments: &[Segment], offset: u64) -> Result<u32, Errno
     repeat(|| unsafe { libc::preadv(fd, list, count, offset) })
 }
 
-/// Writes guest memory to a file at `offset`.
+/// Writes guest memory to a file at `offset`; `durable`: and waits until it is.
 ///
 /// # Errors
 /// The kernel's.
-pub fn pwritev(fd: RawFd, segments: &[Segment], offset: u64) -> Result<u32, Errno> {
+pub fn pwritev(fd: RawFd, segments: &[Segment], offset: u64, durable: bool) -> Result<u32, Errno> {
     let (list, count) = list(segments);
     let offset = i64::try_from(offset).map_err(|_| Errno::INVAL)?;
-    // SAFETY: as in `preadv`.
-    repeat(|| unsafe { libc::pwritev(fd, list, count, offset) })
+    if durable {
+        // SAFETY: as in `preadv`.
+        repeat(|| unsafe { libc::pwritev2(fd, list, count, offset, libc::RWF_DSYNC) })
+    } else {
+        // SAFETY: as in `preadv`.
+        repeat(|| unsafe { libc::pwritev(fd, list, count, offset) })
+    }
 }
 
 /// Reads a stream into guest memory.
@@ -67,6 +72,17 @@ pub fn writev(fd: BorrowedFd<'_>, segments: &[Segment]) -> Result<u32, Errno> {
 pub fn fdatasync(fd: RawFd) -> Result<u32, Errno> {
     // SAFETY: no memory is involved.
     repeat(|| unsafe { libc::fdatasync(fd) } as isize)
+}
+
+/// Changes what a range of a file occupies; `mode` is of `FALLOC_FL_*`.
+///
+/// # Errors
+/// The kernel's.
+pub fn fallocate(fd: RawFd, mode: i32, offset: u64, bytes: u64) -> Result<u32, Errno> {
+    let offset = i64::try_from(offset).map_err(|_| Errno::INVAL)?;
+    let bytes = i64::try_from(bytes).map_err(|_| Errno::INVAL)?;
+    // SAFETY: no memory is involved.
+    repeat(|| unsafe { libc::fallocate(fd, mode, offset, bytes) } as isize)
 }
 
 /// Fills guest memory with random bytes from the kernel; as many as it gave are returned.

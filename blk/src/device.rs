@@ -224,7 +224,9 @@ impl<S: Storage> Worker<S> {
         let Parsed { status, room, command } = parsed;
         let (op, data, direction) = match command {
             Ok(Command::Read { offset, bytes }) => (Op::Read { offset }, bytes, Direction::ToGuest),
-            Ok(Command::Write { offset, bytes }) => (Op::Write { offset }, bytes, Direction::ToStorage),
+            Ok(Command::Write { offset, bytes }) => {
+                (Op::Write { offset, durable: false }, bytes, Direction::ToStorage)
+            }
             Ok(Command::Flush) => (Op::Sync, 0, Direction::None),
             Ok(Command::GetId) => {
                 // The room was checked when the request was parsed.

@@ -74,7 +74,7 @@ fn k17_a_failed_sync_fails_all_that_follow() {
     assert_eq!(outcome(file.proceed(second, Ok(0), &mut host)), Some(Err(Errno::IO)));
     let third = file.start(Job::new(Nothing, Op::Sync, 0), &mut host);
     assert_eq!(outcome(third), Some(Err(Errno::IO)), "it does not even reach the host");
-    let write = file.start(Job::new(Nothing, Op::Write { offset: 0 }, 512), &mut host);
+    let write = file.start(Job::new(Nothing, Op::Write { offset: 0, durable: false }, 512), &mut host);
     assert_eq!(outcome(write), None, "writing goes on");
 }
 

@@ -145,8 +145,8 @@ impl<O: Owner> Job<O> {
         self.left = self.left.saturating_sub(bytes);
         self.repeats = 0;
         match &mut self.op {
-            Op::Read { offset } | Op::Write { offset } => *offset = offset.saturating_add(bytes),
-            Op::Sync => return,
+            Op::Read { offset } | Op::Write { offset, .. } => *offset = offset.saturating_add(bytes),
+            Op::Sync | Op::Reserve { .. } => return,
         }
         self.owner.advance(moved as usize);
     }

@@ -39,10 +39,10 @@ fn ended(step: Result<Job<Counting>, Step<Counting>>) -> (usize, Result<(), Errn
 
 #[test]
 fn k18_a_short_transfer_is_continued_where_it_stopped() {
-    let job = goes_on(job(Op::Write { offset: 1000 }, 100).after(Ok(30)));
-    assert_eq!(job.op(), Op::Write { offset: 1030 });
+    let job = goes_on(job(Op::Write { offset: 1000, durable: false }, 100).after(Ok(30)));
+    assert_eq!(job.op(), Op::Write { offset: 1030, durable: false });
     let job = goes_on(job.after(Ok(69)));
-    assert_eq!(job.op(), Op::Write { offset: 1099 });
+    assert_eq!(job.op(), Op::Write { offset: 1099, durable: false });
     assert_eq!(ended(job.after(Ok(1))), (100, Ok(())));
 }
 
@@ -76,7 +76,7 @@ fn no_progress_without_an_error_is_the_end_of_the_image() {
 
 #[test]
 fn k17_an_error_ends_a_job_with_what_was_moved_before() {
-    let job = goes_on(job(Op::Write { offset: 0 }, 1024).after(Ok(512)));
+    let job = goes_on(job(Op::Write { offset: 0, durable: false }, 1024).after(Ok(512)));
     assert_eq!(ended(job.after(Err(Errno::NOSPC))), (512, Err(Errno::NOSPC)));
 }
 

@@ -25,7 +25,7 @@ use tests::guest::blk::{Blk, FLUSH, Framing, IOERR, OK, Request};
 use tests::guest::memory::Ram;
 
 const READ: Op = Op::Read { offset: 0 };
-const WRITE: Op = Op::Write { offset: 0 };
+const WRITE: Op = Op::Write { offset: 0, durable: false };
 const FEATURE_FLUSH: u64 = 1 << 9;
 const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Epoll];
 
@@ -139,7 +139,7 @@ fn a_driver_that_flushes_gets_its_writes_from_the_cache_5_2_6_2() {
     let mut setup = Setup::new(EngineKind::Auto, u64::MAX);
     assert_eq!(setup.blk.write(8, &[1; 512]).unwrap().status, Some(OK));
     assert_eq!(setup.blk.flush().unwrap().status, Some(OK));
-    assert_eq!(setup.jobs(), [Op::Write { offset: 4096 }, Op::Sync]);
+    assert_eq!(setup.jobs(), [Op::Write { offset: 4096, durable: false }, Op::Sync]);
 }
 
 #[test]
@@ -148,7 +148,10 @@ fn every_write_is_durable_for_a_driver_that_does_not_flush_5_2_6_2() {
         let mut setup = Setup::new(engine, !FEATURE_FLUSH);
         assert_eq!(setup.blk.write(8, &[1; 512]).unwrap().status, Some(OK));
         assert_eq!(setup.blk.read(8, 512).unwrap().data, [1; 512]);
-        assert_eq!(setup.jobs(), [Op::Write { offset: 4096 }, Op::Sync, Op::Read { offset: 4096 }]);
+        assert_eq!(
+            setup.jobs(),
+            [Op::Write { offset: 4096, durable: false }, Op::Sync, Op::Read { offset: 4096 }]
+        );
         // A write whose sync fails was not done.
         setup.answer(Op::Sync, Err(Errno::IO));
         assert_eq!(setup.blk.write(8, &[2; 512]).unwrap().status, Some(IOERR));

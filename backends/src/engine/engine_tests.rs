@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -45,6 +45,12 @@ fn file_of(bytes: &[u8]) -> File {
     file
 }
 
+fn content(file: &File) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
 #[test]
 fn reads_and_writes_come_back_with_their_owner() {
     for kind in KINDS {
@@ -55,7 +61,7 @@ fn reads_and_writes_come_back_with_their_owner() {
         engine.submit(fd, Op::Read { offset: 2 }, owner(&guest, 7, &[(0x1000, 3), (0x2000, 4)]));
         let Event::Done(Owner(7, _), Ok(7)) = next(&mut engine) else { panic!("{kind:?}") };
         assert_eq!((guest.read::<3>(0x1000), guest.read::<4>(0x2000)), (*b"234", *b"5678"));
-        engine.submit(fd, Op::Write { offset: 8 }, owner(&guest, 8, &[(0x1000, 3)]));
+        engine.submit(fd, Op::Write { offset: 8, durable: false }, owner(&guest, 8, &[(0x1000, 3)]));
         let Event::Done(Owner(8, _), Ok(3)) = next(&mut engine) else { panic!("{kind:?}") };
         engine.submit(fd, Op::Sync, owner(&guest, 9, &[]));
         let Event::Done(Owner(9, _), Ok(0)) = next(&mut engine) else { panic!("{kind:?}") };
@@ -253,4 +259,61 @@ fn other_events_come_while_an_alarm_is_armed() {
         engine.submit(file.as_raw_fd(), Op::Read { offset: 0 }, owner(&guest, 1, &[(0, 4)]));
         assert!(matches!(next(&mut engine), Event::Done(Owner(1, _), Ok(4))), "{kind:?}");
     }
+}
+
+#[test]
+fn a_durable_write_moves_as_any_other() {
+    for kind in KINDS {
+        let guest = Guest::new(8, false);
+        guest.write(0x1000, b"abcdef");
+        let mut engine = Engine::new(kind).unwrap();
+        let file = file_of(b"0123456789");
+        for (offset, pieces) in [(1, &[(0x1000, 2)][..]), (5, &[(0x1002, 1), (0x1004, 2)])] {
+            let write = Op::Write { offset, durable: true };
+            engine.submit(file.as_raw_fd(), write, owner(&guest, 1, pieces));
+            assert!(matches!(next(&mut engine), Event::Done(Owner(1, _), Ok(2 | 3))), "{kind:?}");
+        }
+        assert_eq!(content(&file), b"0ab34cef89", "{kind:?}");
+    }
+}
+
+#[test]
+fn room_of_a_file_is_given_back_and_kept_within_its_size() {
+    for kind in KINDS {
+        let mut engine = Engine::<Owner>::new(kind).unwrap();
+        let file = file_of(&[7; 16 << 10]);
+        let mut reserve = |room, offset, bytes| {
+            let answer = reserve(&mut engine, &file, Op::Reserve { room, offset, bytes });
+            let meta = file.metadata().unwrap();
+            (answer, meta.size(), meta.blocks() * 512)
+        };
+        assert_eq!(reserve(Room::Hole, 4 << 10, 8 << 10), (Ok(0), 16 << 10, 8 << 10), "{kind:?}");
+        assert_eq!(reserve(Room::Kept, 0, 32 << 10), (Ok(0), 16 << 10, 32 << 10), "{kind:?}");
+        let expected = [&[7; 4 << 10], [0; 8 << 10].as_slice(), &[7; 4 << 10]].concat();
+        assert!(content(&file) == expected, "{kind:?}");
+        assert_eq!(reserve(Room::Hole, 0, u64::MAX).0, Err(Errno::INVAL), "{kind:?}");
+    }
+}
+
+#[test]
+fn zeros_keep_their_room_where_the_file_system_can_do_that() {
+    for kind in KINDS {
+        let mut engine = Engine::<Owner>::new(kind).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 16 << 10], 0).unwrap();
+        let zeros = Op::Reserve { room: Room::Zeros, offset: 4 << 10, bytes: 64 << 10 };
+        match reserve(&mut engine, &file, zeros) {
+            // tmpfs cannot.
+            Err(Errno::OPNOTSUPP) => continue,
+            answer => assert_eq!(answer, Ok(0), "{kind:?}"),
+        }
+        assert!(content(&file) == [&[7; 4 << 10], [0; 12 << 10].as_slice()].concat(), "{kind:?}");
+        assert!(file.metadata().unwrap().blocks() * 512 >= 16 << 10, "{kind:?}");
+    }
+}
+
+fn reserve(engine: &mut Engine<Owner>, file: &File, op: Op) -> Result<u32, Errno> {
+    engine.submit(file.as_raw_fd(), op, Owner(1, Vec::new()));
+    let Event::Done(Owner(1, _), answer) = next(engine) else { panic!("{op:?}") };
+    answer
 }

@@ -47,8 +47,9 @@ impl Epoll {
     pub(crate) fn perform(&mut self, fd: RawFd, op: Op, segments: &[Segment]) -> Result<u32, Errno> {
         match op {
             Op::Read { offset } => sys::preadv(fd, segments, offset),
-            Op::Write { offset } => sys::pwritev(fd, segments, offset),
+            Op::Write { offset, durable } => sys::pwritev(fd, segments, offset, durable),
             Op::Sync => sys::fdatasync(fd),
+            Op::Reserve { room, offset, bytes } => sys::fallocate(fd, room.mode(), offset, bytes),
         }
     }
 

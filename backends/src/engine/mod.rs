@@ -55,9 +55,43 @@ pub enum Op {
     Write {
         /// Bytes from the start.
         offset: u64,
+        /// It is not over before these bytes are durable (`RWF_DSYNC`); says nothing about writes before it.
+        durable: bool,
     },
     /// Make all completed writes durable (`fdatasync`).
     Sync,
+    /// Change what a range of the file occupies (`fallocate`), never the file's size. Answers 0 bytes.
+    Reserve {
+        /// What becomes of it.
+        room: Room,
+        /// Bytes from the start.
+        offset: u64,
+        /// At least 1.
+        bytes: u64,
+    },
+}
+
+/// What becomes of a range of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It is given back: a hole, which reads as zeros.
+    Hole,
+    /// It reads as zeros and keeps its room.
+    Zeros,
+    /// It has room, and reads as before.
+    Kept,
+}
+
+impl Room {
+    /// Flags of fallocate(2).
+    pub(crate) fn mode(self) -> i32 {
+        libc::FALLOC_FL_KEEP_SIZE
+            | match self {
+                Room::Hole => libc::FALLOC_FL_PUNCH_HOLE,
+                Room::Zeros => libc::FALLOC_FL_ZERO_RANGE,
+                Room::Kept => 0,
+            }
+    }
 }
 
 /// Name of a watched descriptor, chosen by whoever watches it.

@@ -35,7 +35,7 @@ const IGNORED: u64 = 2 << 32;
 const GENERATION_SHIFT: u32 = 34;
 
 /// All that a ring may be asked for.
-const OPERATIONS: [u8; 8] = [
+const OPERATIONS: [u8; 9] = [
     opcode::PollAdd::CODE,
     opcode::PollRemove::CODE,
     opcode::AsyncCancel::CODE,
@@ -44,6 +44,7 @@ const OPERATIONS: [u8; 8] = [
     opcode::Readv::CODE,
     opcode::Writev::CODE,
     opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
 ];
 
 /// Times in a row that a poll may end by itself. It happens when completions overflow; a file that is always
@@ -310,13 +311,23 @@ fn operation(fd: Fd, op: Op, segments: &[Segment]) -> squeue::Entry {
         (Op::Read { offset }, [one]) => {
             opcode::Read::new(fd, one.as_ptr(), length(one)).offset(offset).build()
         }
-        (Op::Write { offset }, [one]) => {
-            opcode::Write::new(fd, one.as_ptr(), length(one)).offset(offset).build()
+        (Op::Write { offset, durable }, [one]) => {
+            opcode::Write::new(fd, one.as_ptr(), length(one)).offset(offset).rw_flags(sync(durable)).build()
         }
         (Op::Read { offset }, _) => opcode::Readv::new(fd, list, count).offset(offset).build(),
-        (Op::Write { offset }, _) => opcode::Writev::new(fd, list, count).offset(offset).build(),
+        (Op::Write { offset, durable }, _) => {
+            opcode::Writev::new(fd, list, count).offset(offset).rw_flags(sync(durable)).build()
+        }
         (Op::Sync, _) => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
+        (Op::Reserve { room, offset, bytes }, _) => {
+            opcode::Fallocate::new(fd, bytes).offset(offset).mode(room.mode()).build()
+        }
     }
+}
+
+/// Flags of a write.
+fn sync(durable: bool) -> i32 {
+    if durable { libc::RWF_DSYNC } else { 0 }
 }
 
 fn length(segment: &Segment) -> u32 {

@@ -119,7 +119,7 @@ fn a_task_reads_writes_and_syncs_with_its_own_buffers() {
             let (file, piece, say) = (Rc::clone(&shared), piece.take().unwrap(), say.clone());
             async move {
                 let (piece, read) = io.submit(&file, Op::Read { offset: 2 }, piece).await;
-                let (piece, write) = io.submit(&file, Op::Write { offset: 8 }, piece).await;
+                let (piece, write) = io.submit(&file, Op::Write { offset: 8, durable: false }, piece).await;
                 let (piece, sync) = io.submit(&file, Op::Sync, piece).await;
                 let (_, past) = io.submit(&file, Op::Read { offset: 100 }, piece).await;
                 say(&format!("{read:?} {write:?} {sync:?} {past:?}"));
@@ -296,7 +296,12 @@ fn an_operation_that_is_dropped_still_works_on_its_own_file() {
             let (other, say) = (Rc::clone(&other), say.clone());
             async move {
                 let file = Rc::new(OwnedFd::from(file));
-                assert!(!once(async { drop(io.submit(&file, Op::Write { offset: 0 }, piece).await) }).await);
+                assert!(
+                    !once(async {
+                        drop(io.submit(&file, Op::Write { offset: 0, durable: false }, piece).await)
+                    })
+                    .await
+                );
                 drop(file);
                 *other.borrow_mut() = Some(File::from(memfd(0)));
                 say("gone");
