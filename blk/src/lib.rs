@@ -8,10 +8,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod answer;
+pub mod call;
 pub mod config;
 pub mod device;
 pub mod file;
+pub mod graph;
 pub mod lock;
+pub mod op;
 pub mod request;
 pub mod storage;
 pub mod wire;

@@ -26,6 +26,7 @@
 
 pub mod dirty;
 pub mod guard;
+pub mod own;
 pub mod words;
 
 use std::os::fd::OwnedFd;
