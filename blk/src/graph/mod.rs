@@ -10,11 +10,18 @@
 //! [`Step`], says where it goes next. Volumes that have nothing to say to an operation ([`Sees`]) are left out of its way
 //! when the tree is built.
 //!
+//! What an operator writes becomes that in steps: words and their lines ([`volfile`]), who stands on whom
+//! ([`structure`]), values of declared types ([`options`]).
+//!
 //! In: volumes with their subvolumes ([`build`]). Out: the disk. Refuses what does not fit together, by the volume's name.
 
 pub mod build;
+pub mod error;
+pub mod options;
 pub mod runner;
+pub mod structure;
 pub mod tree;
+pub mod volfile;
 
 use std::fmt::Debug;
 use std::io;
