@@ -9,6 +9,7 @@
 //!  dirty                        logs of written pages, and what was written
 //!  restart                     daemons that are killed under verified I/O, and the soak
 //!  oracle                      what a disk may hold, whatever crashed
+//!  slow, power                 disks that answer when they are told to, fail, or lose their power (over fuse)
 //!  served, echo                 a device of the test's own, in its process
 //!  vmm, metal                   `outboard run` as a process, and the bare-metal guest it runs
 //!  kills                        a Linux guest that checks its I/O while what serves it is killed
@@ -27,6 +28,7 @@ pub mod dirty;
 pub mod echo;
 pub mod event;
 pub mod frontend;
+pub mod fuse;
 pub mod fuzz;
 pub mod guest;
 pub mod kills;
@@ -35,6 +37,7 @@ pub mod machine;
 pub mod manager;
 pub mod metal;
 pub mod oracle;
+pub mod power;
 pub mod random;
 pub mod restart;
 pub mod resume;

@@ -67,6 +67,8 @@ struct Entry {
     generation: u64,
     done: Option<u64>,
     replaced: Option<u64>,
+    /// What replaced it is durable, so that it does not come back.
+    gone: bool,
 }
 
 /// The disk as it may be.
@@ -84,7 +86,7 @@ pub struct Oracle {
 impl Oracle {
     /// A disk of that many sectors, all of generation 0.
     pub fn new(sectors: u64) -> Oracle {
-        let first = Entry { generation: 0, done: Some(0), replaced: None };
+        let first = Entry { generation: 0, done: Some(0), replaced: None, gone: false };
         let sectors = (0..sectors).map(|_| vec![first]).collect();
         Oracle { sectors, clock: 0, reads: BTreeSet::new(), flushed: 0 }
     }
@@ -106,7 +108,7 @@ impl Oracle {
     pub fn write(&mut self, first: u64, sectors: u64) -> (Write, Vec<u8>) {
         let generation = self.tick();
         for entries in self.range(first, sectors) {
-            entries.push(Entry { generation, done: None, replaced: None });
+            entries.push(Entry { generation, done: None, replaced: None, gone: false });
         }
         let data = (first..first + sectors).flat_map(|sector| content(sector, generation)).collect();
         (Write { generation, first, sectors }, data)
@@ -117,6 +119,19 @@ impl Oracle {
     /// # Panics
     /// Not from this oracle.
     pub fn written(&mut self, write: Write) {
+        self.complete(write, false);
+    }
+
+    /// A write completed and is durable, as each is where there is no cache: what it replaces does not come back, not
+    /// even after the host has lost its power.
+    ///
+    /// # Panics
+    /// Not from this oracle.
+    pub fn written_durably(&mut self, write: Write) {
+        self.complete(write, true);
+    }
+
+    fn complete(&mut self, write: Write, durable: bool) {
         let now = self.tick();
         let Write { generation, first, sectors } = write;
         let forget = self.flushed.min(self.reads.first().copied().unwrap_or(now));
@@ -124,7 +139,10 @@ impl Oracle {
             for entry in entries.iter_mut() {
                 match entry.done {
                     _ if entry.generation == generation => entry.done = Some(now),
-                    Some(done) if done < generation => entry.replaced = entry.replaced.or(Some(now)),
+                    Some(done) if done < generation => {
+                        entry.replaced = entry.replaced.or(Some(now));
+                        entry.gone |= durable;
+                    }
                     _ => {}
                 }
             }
@@ -168,6 +186,11 @@ impl Oracle {
         })
     }
 
+    /// A read came back with an error.
+    pub fn gave_up(&mut self, Read { begun, .. }: Read) {
+        self.reads.remove(&begun);
+    }
+
     /// A flush begins.
     pub fn flush(&mut self) -> Flush {
         Flush { begun: self.tick() }
@@ -191,7 +214,29 @@ impl Oracle {
     /// # Errors
     /// The first sector with something that must not be there.
     pub fn check_after_power_loss(&self, image: &[u8]) -> Result<(), Illegal> {
-        self.check_all(image, |entry| entry.replaced.is_none_or(|replaced| replaced > self.flushed))
+        self.check_all(image, self.survives())
+    }
+
+    /// The same; from now on the disk holds what was found, and nothing that was under way goes on.
+    ///
+    /// # Errors
+    /// The first sector with something that must not be there.
+    pub fn power_lost(&mut self, image: &[u8]) -> Result<(), Illegal> {
+        self.check_after_power_loss(image)?;
+        self.reads.clear();
+        for (sector, (entries, bytes)) in (0..).zip(self.sectors.iter_mut().zip(image.chunks(SECTOR_BYTES))) {
+            entries.retain(|entry| content(sector, entry.generation) == bytes);
+            for entry in entries {
+                *entry = Entry { done: entry.done.or(Some(self.clock)), replaced: None, ..*entry };
+            }
+        }
+        Ok(())
+    }
+
+    /// What may be there after the host lost what it had not made durable.
+    fn survives(&self) -> impl Fn(&Entry) -> bool + Copy + use<> {
+        let flushed = self.flushed;
+        move |entry| !entry.gone && entry.replaced.is_none_or(|replaced| replaced > flushed)
     }
 
     fn check_all(&self, image: &[u8], legal: impl Fn(&Entry) -> bool + Copy) -> Result<(), Illegal> {
@@ -352,6 +397,37 @@ mod tests {
         oracle.written(last);
         let legal = |generation| oracle.check_after_power_loss(&content(0, generation)).is_ok();
         assert_eq!([0, first, second, third].map(legal), [false, false, true, true]);
+    }
+
+    #[test]
+    fn what_a_durable_write_replaced_does_not_survive_a_power_loss() {
+        let mut oracle = Oracle::new(1);
+        let mut write = |durable: bool| {
+            let write = oracle.write(0, 1).0;
+            let generation = generation(&write);
+            if durable {
+                oracle.written_durably(write)
+            } else {
+                oracle.written(write)
+            }
+            generation
+        };
+        let (first, second, third) = (write(false), write(true), write(false));
+        let legal = |generation| oracle.check_after_power_loss(&content(0, generation)).is_ok();
+        assert_eq!([0, first, second, third].map(legal), [false, false, true, true]);
+    }
+
+    #[test]
+    fn what_a_power_loss_left_is_all_there_is_from_then_on() {
+        let mut oracle = Oracle::new(1);
+        let (done, lost) = (oracle.write(0, 1).0, oracle.write(0, 1).0);
+        let (first, second) = (generation(&done), generation(&lost));
+        oracle.written(done);
+        assert!(oracle.power_lost(&content(0, second + 1)).is_err());
+        assert_eq!(oracle.power_lost(&content(0, first)), Ok(()));
+        assert_eq!(legal(&oracle), [first]);
+        let again = oracle.check_after_power_loss(&content(0, second));
+        assert!(again.is_err(), "it was not carried out, and nobody will");
     }
 
     #[test]

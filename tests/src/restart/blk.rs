@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::load::{Fault, Load, of_queue};
 use crate::daemon::Launch;
-use crate::guest::blk::{Answer, FLUSH, Framing, OK, Request};
+use crate::guest::blk::{Answer, FLUSH, Framing, IOERR, OK, Request};
 use crate::guest::ring::{Completion, Ring};
 use crate::oracle::{Flush, Oracle, Read, SECTOR_BYTES, Write};
 use crate::random::Random;
@@ -36,6 +36,10 @@ pub struct BlkLoad {
     oracle: Oracle,
     random: Random,
     image: PathBuf,
+    /// A write that completed is durable.
+    through: bool,
+    /// Requests that failed, where they may.
+    errors: Option<u64>,
 }
 
 /// Options for a disk that [`BlkLoad`] uses.
@@ -53,7 +57,43 @@ impl BlkLoad {
     /// A guest with these rings; the daemon's directory is `dir`.
     pub fn new(rings: Vec<Ring>, random: Random, dir: &Path) -> BlkLoad {
         let queues = rings.into_iter().map(|ring| (ring, BTreeMap::new())).collect();
-        BlkLoad { queues, oracle: Oracle::new(SECTORS), random, image: dir.join("disk.img") }
+        let (oracle, image) = (Oracle::new(SECTORS), dir.join("disk.img"));
+        BlkLoad { queues, oracle, random, image, through: false, errors: None }
+    }
+
+    /// From now on each write is durable when it completes, since the device has no cache for this driver; or not.
+    pub fn write_through(&mut self, through: bool) {
+        self.through = through;
+    }
+
+    /// The disk is about to fail: requests may, and are counted from 0.
+    pub fn expect_errors(&mut self) {
+        self.errors = Some(0);
+    }
+
+    /// Requests that failed since they may.
+    pub fn errors(&self) -> u64 {
+        self.errors.unwrap_or(0)
+    }
+
+    /// The host has lost its power, and its guest with it: what had come back did, and the rest never will.
+    ///
+    /// # Errors
+    /// Something is wrong with what had.
+    pub fn power_off(&mut self) -> Result<(), Fault> {
+        self.reap()?;
+        self.queues.clear();
+        Ok(())
+    }
+
+    /// The guest starts again on these rings, and finds this on its disk.
+    ///
+    /// # Errors
+    /// That must not be there.
+    pub fn power_on(&mut self, rings: Vec<Ring>, found: &[u8]) -> Result<(), Fault> {
+        self.queues = rings.into_iter().map(|ring| (ring, BTreeMap::new())).collect();
+        self.errors = None;
+        Ok(self.oracle.power_lost(found)?)
     }
 
     fn next(&mut self) -> (Request, Op) {
@@ -84,15 +124,30 @@ impl BlkLoad {
             op.ok_or_else(|| Fault::Answer(format!("queue {queue}: no request has head {}", done.head)))?;
         let room = if let Op::Read(_, bytes) = &op { *bytes } else { 0 };
         let Answer { status, data } = Answer::new(done, room);
+        if let (Some(IOERR), Some(errors)) = (status, &mut self.errors) {
+            *errors += 1;
+            self.failed(op);
+            return Ok(());
+        }
         if status != Some(OK) {
             return Err(Fault::Answer(format!("queue {queue}: {op:?} came back with status {status:?}")));
         }
         match op {
+            Op::Write(write) if self.through => self.oracle.written_durably(write),
             Op::Write(write) => self.oracle.written(write),
             Op::Flush(flush) => self.oracle.flushed(flush),
             Op::Read(read, _) => self.oracle.check_read(read, &data)?,
         }
         Ok(())
+    }
+
+    /// What failed may have been done or not; nothing is known of it.
+    fn failed(&mut self, op: Op) {
+        match op {
+            Op::Write(write) => self.oracle.failed(write),
+            Op::Read(read, _) => self.oracle.gave_up(read),
+            Op::Flush(_) => {}
+        }
     }
 }
 

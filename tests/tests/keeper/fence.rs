@@ -1,6 +1,7 @@
 //! K03: a worker is killed while the host works for it. Nobody touches the image before that has ended. K17: what a worker
 //! was told of lost writes, the next one knows.
 
+use rustix::io::Errno;
 use tests::daemon::Launch;
 use tests::daemon::process::{find_worker, kill_and_wait};
 use tests::guest::blk::{Answer, FLUSH, Framing, IOERR, OK, Request};
@@ -9,7 +10,7 @@ use tests::guest::memory::Ram;
 use tests::guest::ring::Ring;
 use tests::machine::{BLK, Machine, RAM_BYTES};
 use tests::manager::Manager;
-use tests::slow::SlowDisk;
+use tests::slow::{Kind, SlowDisk};
 use tests::wait;
 use xtask::skip::skip;
 
@@ -121,9 +122,9 @@ fn k17_lost_writes_are_not_forgotten_with_the_worker_that_was_told() {
     let manager = Manager::new(16);
     let Some(mut story) = Story::at_rest(Some(&manager)) else { return };
     assert_eq!(story.flush(), Some(OK));
-    story.disk.fail(true);
+    story.disk.fail(Kind::Sync, Errno::IO);
     assert_eq!(story.flush(), Some(IOERR));
-    story.disk.fail(false);
+    story.disk.mend();
     story.machine.daemon.kill_worker();
     assert_eq!(story.flush(), Some(IOERR));
     story.machine.frontend.sync().unwrap();
