@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::OpenptFlags;
 use tests::metal;
 use tests::vmm::{Run, Vmm};
+use tests::wait;
 
 use super::{OUTBOARD, rng};
 
@@ -149,10 +150,13 @@ fn held(dir: &Path) {
 
     daemon.kill9();
     vmm.wait_for_stderr("waits for its daemon");
-    fs::remove_file(daemon.socket()).unwrap();
-    let busy = UnixListener::bind(daemon.socket()).unwrap();
+    // Its place is taken by a socket that is full from the first moment on.
+    let full = dir.join("full.sock");
+    let busy = UnixListener::bind(&full).unwrap();
     rustix::net::listen(&busy, 0).unwrap();
-    let _waiting = UnixStream::connect(daemon.socket()).unwrap();
+    let _waiting = UnixStream::connect(&full).unwrap();
+    fs::rename(&full, daemon.socket()).unwrap();
+    wait::until(|| fs::read_to_string(dir.join("trace")).unwrap().contains("> clock_nanosleep("));
     vmm.type_in("a");
     vmm.wait_for("metal: alive\n", 201);
     drop(busy);
