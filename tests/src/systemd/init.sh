@@ -11,6 +11,13 @@ over() { # DIR LOWER: the directory is that one, and can be written to
 over /usr/bin "$own/bin:/usr/bin"
 over /etc /etc
 for dir in /run /var/lib /var/log; do mount -t tmpfs -o mode=755 tmpfs $dir; done
+# What systemd makes in /tmp and /var/tmp for each start of a unit would stay on this host. Our own directory may lie there.
+mkdir /run/own
+mount --rbind "$own" /run/own
+for dir in /tmp /var/tmp; do mount -t tmpfs -o mode=1777 tmpfs $dir; done
+mkdir -p "$own"
+mount --move /run/own "$own"
+rmdir /run/own
 
 mkdir /run/dev
 mount -t tmpfs -o mode=755 tmpfs /run/dev
