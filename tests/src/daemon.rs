@@ -11,8 +11,10 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use backends::control::Method;
+use backends::control::client::Client;
 use rustix::fs::inotify;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -21,6 +23,7 @@ use thiserror::Error;
 
 mod binary;
 pub mod process;
+pub mod standing;
 
 pub use binary::binary;
 pub use process::Counts;
@@ -36,6 +39,8 @@ const HANDOVER_ALL: &str = r#"to=3; while test "$1" != --; do eval "exec $to<&$1
 shift; export LISTEN_PID=$$; exec "$@""#;
 /// Numbers over those that the descriptors come to have.
 const HIGH: i32 = 500;
+/// How long whoever is asked how things stand may take to answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// `__SO_ACCEPTCON` in the flags column of /proc/net/unix.
 const ACCEPTING: u32 = 1 << 16;
 
@@ -328,6 +333,17 @@ impl Daemon {
         self.await_listening(&self.socket.clone())
     }
 
+    /// All that can be learned of it while it runs, for the words of a test that gives up: what it said, where its
+    /// processes stand, and what it answers on the control socket of this name in its directory.
+    pub fn explain(&self, control: &str) -> String {
+        let [metrics, state] = ["/metrics", "/state"].map(|path| answer(&self.dir().join(control), path));
+        let telling =
+            |line: &&str| !line.starts_with('#') && !line.contains("_bucket") && !line.ends_with(" 0");
+        let counted: Vec<_> = metrics.lines().filter(telling).collect();
+        let (standing, said) = (standing::of(self.pid()), self.stderr());
+        format!("{standing}{}{said}\n{}\n{state}\n", self.stdout(), counted.join("\n"))
+    }
+
     /// Asks it to end (SIGTERM) and waits for that, to start it again; how it ended.
     ///
     /// # Panics
@@ -466,6 +482,16 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
         worker.inspect(|pid| process::kill(*pid));
+    }
+}
+
+/// What whoever listens there answers, or why there is no answer.
+fn answer(socket: &Path, path: &str) -> String {
+    let asked = Client::connect(socket, ANSWER_PATIENCE)
+        .and_then(|mut client| client.call(Method::Get, path, None, None));
+    match asked {
+        Ok(reply) => format!("{path}:\n{}", String::from_utf8_lossy(&reply.body)),
+        Err(error) => format!("{path}: {error}"),
     }
 }
 

@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::inotify;
 
@@ -127,16 +127,27 @@ impl Watch {
 
     /// Waits until every one of `lanes` lanes has had `more` rounds from now on.
     ///
-    /// # Panics
-    /// They have not at `until`.
-    pub fn wait_for(&self, lanes: u64, more: u64, until: Instant) {
+    /// # Errors
+    /// They have not at `until`: where all of them stand then.
+    pub fn wait_for(&self, lanes: u64, more: u64, until: Instant) -> Result<(), String> {
         let goals: Vec<(u64, u64)> = (1..=lanes).map(|lane| (lane, self.rounds(lane) + more)).collect();
-        while let Some((lane, goal)) = goals.iter().find(|(lane, goal)| self.rounds(*lane) < *goal) {
-            let seen = wait::one_readable(&self.changes, until);
-            assert!(seen && Instant::now() < until, "lane {lane} stands at {} of {goal}", self.rounds(*lane));
+        let mut last = Instant::now();
+        while goals.iter().any(|(lane, goal)| self.rounds(*lane) < *goal) {
+            if !wait::one_readable(&self.changes, until) || Instant::now() >= until {
+                return Err(self.standing(&goals, last.elapsed()));
+            }
             // All that came so far: what it was is seen in the image.
             while rustix::io::read(&self.changes, &mut [0; 4096]).is_ok() {}
+            last = Instant::now();
         }
+        Ok(())
+    }
+
+    fn standing(&self, goals: &[(u64, u64)], quiet: Duration) -> String {
+        let of =
+            |(lane, goal): &(u64, u64)| format!("lane {lane} stands at {} of {goal}", self.rounds(*lane));
+        let lanes: Vec<_> = goals.iter().map(of).collect();
+        format!("{}; nothing was written for {quiet:?}", lanes.join(", "))
     }
 
     /// Tells the guest to stop its lanes.

@@ -20,6 +20,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::daemon::standing;
 use crate::{metal, wait};
 
 /// A VMM about to be started.
@@ -176,6 +177,11 @@ impl Vmm {
     pub fn stderr(&self) -> String {
         let bytes = fs::read(self.dir.path().join("stderr")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// All that can be learned of it while it runs, for the words of a test that gives up.
+    pub fn explain(&self) -> String {
+        format!("{}{}\nthe guest said: {}", standing::of(self.pid()), self.stderr(), self.serial())
     }
 
     /// Asks it to end (SIGTERM) and waits for that.

@@ -10,6 +10,7 @@ use tests::daemon::{Daemon, Launch};
 use tests::kills::{Lane, Watch, assert_good, script};
 use tests::machine::{BLK, RNG};
 use tests::random::Random;
+use tests::vmm::Vmm;
 use xtask::demo::disk;
 
 /// Kills of each daemon.
@@ -18,14 +19,30 @@ const KILLS: u64 = 20;
 const LATEST_KILL_US: u64 = 50_000;
 const LANES: [Lane; 2] = [Lane::Disk, Lane::Entropy];
 
+/// Name of the daemons' control sockets, in their directories.
+const CONTROL: &str = "control.sock";
+
+/// Each lane has `more` rounds.
+///
+/// # Panics
+/// They have not at `until`; all that can be learned of those who should serve them.
+fn rounds(watch: &Watch, more: u64, until: Instant, daemons: &[Daemon], vmm: &Vmm) {
+    let Err(stands) = watch.wait_for(LANES.len().try_into().unwrap(), more, until) else { return };
+    let daemons: Vec<_> = daemons.iter().map(|daemon| daemon.explain(CONTROL)).collect();
+    panic!("{stands}\n{}\n{}", daemons.join("\n"), vmm.explain());
+}
+
 /// Lets a guest work on both daemons, calls `kill` again and again, and checks what it said. What the VMM said.
 fn work(keeper: &str, mut kill: impl FnMut(&mut Daemon)) -> String {
     let launch = Launch::new(BLK.binary);
     let watch = Watch::create(&launch.dir().join("disk.img")).unwrap();
     let image = watch.path().display().to_string();
     let mut daemons = [
-        launch.args(["--image", &image, "--queues", "2", "--keeper", keeper]).serve().unwrap(),
-        RNG.launch().args(["--keeper", keeper]).serve().unwrap(),
+        launch
+            .args(["--image", &image, "--queues", "2", "--keeper", keeper, "--control-socket", CONTROL])
+            .serve()
+            .unwrap(),
+        RNG.launch().args(["--keeper", keeper, "--control-socket", CONTROL]).serve().unwrap(),
     ];
     let script = format!("{}\npoweroff -f", script(&LANES, &disk::nonce().unwrap()));
     let [blk, rng] = &daemons;
@@ -34,16 +51,15 @@ fn work(keeper: &str, mut kill: impl FnMut(&mut Daemon)) -> String {
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", vmm.pid())).unwrap().count();
 
     let (mut random, until) = (Random::from_env(), Instant::now() + LIMIT * 2);
-    let lanes = LANES.len().try_into().unwrap();
-    watch.wait_for(lanes, 1, until);
+    rounds(&watch, 1, until, &daemons, &vmm);
     let (before, start) = (descriptors(), Instant::now());
     for _ in 0..KILLS {
         // At least one round of each lane is whole between two kills, and the next one has begun.
-        watch.wait_for(lanes, 1, until);
+        rounds(&watch, 1, until, &daemons, &vmm);
         std::thread::sleep(Duration::from_micros(random.below(LATEST_KILL_US)));
         daemons.iter_mut().for_each(&mut kill);
     }
-    watch.wait_for(lanes, 2, until);
+    rounds(&watch, 2, until, &daemons, &vmm);
     let took = start.elapsed();
     assert_eq!(descriptors(), before, "N5");
     watch.stop().unwrap();

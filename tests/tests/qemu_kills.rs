@@ -38,11 +38,11 @@ fn work(guest: &Guest, lanes: usize, watch: &Watch, mut kill: impl FnMut()) {
         let lanes = lanes.try_into().unwrap();
         for _ in 0..KILLS {
             // At least one round of each lane is whole between two kills, and the next one has begun.
-            watch.wait_for(lanes, 1, until);
+            watch.wait_for(lanes, 1, until).unwrap();
             std::thread::sleep(Duration::from_micros(random.below(LATEST_KILL_US)));
             kill();
         }
-        watch.wait_for(lanes, 2, until);
+        watch.wait_for(lanes, 2, until).unwrap();
         watch.stop().unwrap();
         running.join().unwrap().unwrap()
     });
