@@ -23,7 +23,7 @@ pub enum Kind {
     Read,
     /// Writes, of zeros too.
     Write,
-    /// Making writes durable.
+    /// Making writes durable, also those that ask for it themselves (O_DSYNC).
     Sync,
 }
 
@@ -141,12 +141,13 @@ impl State {
     }
 
     fn fails(&self, io: &Io) -> Option<Errno> {
-        let kind = match io {
-            Io::Read { .. } => Kind::Read,
-            Io::Write { .. } | Io::Clear { .. } => Kind::Write,
-            Io::Sync => Kind::Sync,
+        let needs: &[Kind] = match io {
+            Io::Read { .. } => &[Kind::Read],
+            Io::Write { durable: true, .. } => &[Kind::Write, Kind::Sync],
+            Io::Write { .. } | Io::Clear { .. } => &[Kind::Write],
+            Io::Sync => &[Kind::Sync],
         };
-        self.failing.iter().find(|(failing, _)| *failing == kind).map(|(_, errno)| *errno)
+        self.failing.iter().find(|(failing, _)| needs.contains(failing)).map(|(_, errno)| *errno)
     }
 
     fn carry_out(&mut self, io: &Io) -> Vec<u8> {
