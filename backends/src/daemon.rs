@@ -5,6 +5,7 @@
 //! keeper; each worker makes its device of what was opened. Without a keeper one process does all that.
 //! Exit codes: 0 asked to end, 1 failure, 2 bad option or configuration, 3 this host cannot, 4 resource in use.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -13,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use sd_notify::NotifyState;
 use serde_json::json;
@@ -41,6 +42,8 @@ use crate::stats::{self, Count};
 pub trait Program: clap::Args + Sized {
     /// The device it serves.
     type Device: Device;
+    /// What it does beside serving; [`Infallible`] for nothing.
+    type Tool: Tool;
     /// Name of the program.
     const NAME: &'static str;
     /// Type in the vhost-user program conventions (`vhost-user.json`).
@@ -81,6 +84,21 @@ pub trait Program: clap::Args + Sized {
     /// # Errors
     /// What to tell the user, and the exit code.
     fn open(self, kept: &Kept) -> Result<Self::Device, Failure>;
+}
+
+/// What a program does beside serving a device, each by a subcommand.
+pub trait Tool: clap::Subcommand {
+    /// Does it.
+    ///
+    /// # Errors
+    /// What to tell the user, and the exit code: those of daemons.
+    fn run(self) -> Result<(), Failure>;
+}
+
+impl Tool for Infallible {
+    fn run(self) -> Result<(), Failure> {
+        match self {}
+    }
 }
 
 /// Why a daemon does not start: one line for the user, and an exit code.
@@ -177,7 +195,9 @@ Exit codes:
 
 /// Its command line, as clap has it.
 pub fn command<P: Program>() -> clap::Command {
-    config::negatable(CommandLine::<P>::command())
+    P::Tool::augment_subcommands(config::negatable(CommandLine::<P>::command()))
+        .args_conflicts_with_subcommands(true)
+        .subcommand_negates_reqs(true)
         .name(P::NAME)
         .version(env!("CARGO_PKG_VERSION"))
         .about(P::ABOUT)
@@ -219,12 +239,24 @@ fn start<P: Program>(args: Vec<OsString>) -> Result<(), Failure> {
     begin::<P>(command, args).map_err(located)
 }
 
+/// What a command line is about.
+enum Asked<P: Program> {
+    Daemon(Box<CommandLine<P>>),
+    Tool(P::Tool),
+}
+
+fn understood<P: Program>(given: &ArgMatches) -> Result<Asked<P>, clap::Error> {
+    if given.subcommand().is_some() {
+        return P::Tool::from_arg_matches(given).map(Asked::Tool);
+    }
+    CommandLine::from_arg_matches(given).map(|line| Asked::Daemon(Box::new(line)))
+}
+
 /// The same with all options on the command line.
 fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), Failure> {
-    let parsed =
-        command.try_get_matches_from(&args).and_then(|line| CommandLine::<P>::from_arg_matches(&line));
-    let line = match parsed {
-        Ok(line) => line,
+    let line = match command.try_get_matches_from(&args).and_then(|given| understood::<P>(&given)) {
+        Ok(Asked::Tool(tool)) => return tool.run(),
+        Ok(Asked::Daemon(line)) => line,
         Err(error) if error.use_stderr() => return Err(Failure::option(one_line(&error))),
         // Help and version.
         Err(error) => return error.print().map_err(unsaid),
@@ -235,7 +267,7 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
     if let Some(keeper) = line.common.keeper_channel()? {
         log::begin_worker(P::NAME, &line.common.log);
         crate::sys::set_name(P::NAME);
-        return work(line, keeper);
+        return work(*line, keeper);
     }
     log::begin(P::NAME, &line.common.log)?;
     // Open until all is prepared: what else systemd passed is looked for among the same numbers.
@@ -249,7 +281,7 @@ fn begin<P: Program>(command: clap::Command, args: Vec<OsString>) -> Result<(), 
         let (kept, _made) = opened.into_kept();
         let socket = kept.take(SOCKET).ok_or(SocketError::Missing)?;
         let endpoint = Endpoint::of(socket).map_err(Failure::host)?;
-        return serve(line, &kept, endpoint, bounds);
+        return serve(*line, &kept, endpoint, bounds);
     }
     let opened = prepare(&line, Opened::after(store::kept(&stored)))?;
     Bounds::keeper(&opened)?.confine::<P>(&line.common, line.own.parts())?;
@@ -266,8 +298,11 @@ fn prepare<P: Program>(line: &CommandLine<P>, mut opened: Opened) -> Result<Open
     Ok(opened)
 }
 
-/// A file at its size limit: the write fails, the daemon goes on.
-fn outlive_full_files() -> Result<(), Failure> {
+/// A file at its size limit: the write fails, the program goes on.
+///
+/// # Errors
+/// The signal's handler cannot be installed.
+pub fn outlive_full_files() -> Result<(), Failure> {
     signal_hook::flag::register(SIGXFSZ, Arc::default()).map(drop).map_err(Failure::host)
 }
 

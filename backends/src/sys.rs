@@ -85,6 +85,54 @@ pub fn fallocate(fd: RawFd, mode: i32, offset: u64, bytes: u64) -> Result<u32, E
     repeat(|| unsafe { libc::fallocate(fd, mode, offset, bytes) } as isize)
 }
 
+/// Where a part of a file is on its device (`struct fiemap_extent`, linux/fiemap.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// Its first byte in the file.
+    pub logical: u64,
+    /// The same on the device.
+    pub physical: u64,
+    /// Bytes.
+    pub length: u64,
+    reserved: [u64; 2],
+    /// `FIEMAP_EXTENT_*`
+    pub flags: u32,
+    reserved_too: [u32; 3],
+}
+
+/// Places that are asked for at once.
+const PLACES: u32 = 64;
+
+/// `struct fiemap` with room behind it.
+#[repr(C)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped: u32,
+    count: u32,
+    reserved: u32,
+    places: [Place; PLACES as usize],
+}
+
+/// Where a file's bytes from `start` on are, after all of it was written out; the first of them, none past its end.
+///
+/// # Errors
+/// The kernel's; `EOPNOTSUPP` of a file system that does not tell.
+pub fn places(fd: BorrowedFd<'_>, start: u64) -> Result<Vec<Place>, Errno> {
+    /// `_IOWR('f', 11, struct fiemap)`
+    const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
+    const FIEMAP_FLAG_SYNC: u32 = 1;
+    let places = [Place::default(); PLACES as usize];
+    let length = u64::MAX.saturating_sub(start);
+    let mut map =
+        Fiemap { start, length, flags: FIEMAP_FLAG_SYNC, mapped: 0, count: PLACES, reserved: 0, places };
+    // SAFETY: the kernel writes the structure and at most `count` places behind it, which are there.
+    repeat(|| unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FIEMAP, &raw mut map) } as isize)?;
+    Ok(map.places.into_iter().take(usize::try_from(map.mapped).unwrap_or(0)).collect())
+}
+
 /// Fills guest memory with random bytes from the kernel; as many as it gave are returned.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::device::Blk;
 use crate::file::{File, Image};
+use crate::tool::BlkTool;
 use crate::wire::ID_BYTES;
 
 /// Most queues: a vhost-user message names one by a byte, and more than CPUs are of no use to a guest.
@@ -44,6 +45,7 @@ pub struct Options {
 
 impl Program for Options {
     type Device = Blk<File>;
+    type Tool = BlkTool;
     const NAME: &'static str = "outboard-blk";
     const TYPE: &'static str = "block";
     const ABOUT: &'static str = "vhost-user block device: a raw image as the disk of one virtual machine";

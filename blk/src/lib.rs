@@ -13,6 +13,7 @@ pub mod call;
 #[allow(unsafe_code)]
 pub mod cipher;
 pub mod config;
+pub mod create;
 pub mod device;
 pub mod file;
 pub mod graph;
@@ -20,4 +21,5 @@ pub mod lock;
 pub mod op;
 pub mod request;
 pub mod storage;
+pub mod tool;
 pub mod wire;

@@ -1,5 +1,6 @@
 //! Options of `outboard-console`.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
 
@@ -36,6 +37,7 @@ pub struct Options {
 
 impl Program for Options {
     type Device = Console;
+    type Tool = Infallible;
     const NAME: &'static str = "outboard-console";
     const TYPE: &'static str = "console";
     const ABOUT: &'static str =

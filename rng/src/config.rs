@@ -3,6 +3,7 @@
 use backends::daemon::{Failure, Program};
 use backends::kept::Kept;
 use backends::limit::Limit;
+use std::convert::Infallible;
 
 use crate::Rng;
 use crate::source::Source;
@@ -22,6 +23,7 @@ pub struct Options {
 
 impl Program for Options {
     type Device = Rng;
+    type Tool = Infallible;
     const NAME: &'static str = "outboard-rng";
     const TYPE: &'static str = "rng";
     const ABOUT: &'static str = "vhost-user entropy device: random bytes for one virtual machine";

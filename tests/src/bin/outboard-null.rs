@@ -37,6 +37,7 @@ struct Options {
 
 impl Program for Options {
     type Device = Null;
+    type Tool = Infallible;
     const NAME: &'static str = "outboard-null";
     const TYPE: &'static str = "block";
     const ABOUT: &'static str = "vhost-user block device that does nothing: for measuring";

@@ -1,0 +1,35 @@
+//! What `outboard-blk` does beside serving a disk, each by a subcommand.
+//!
+//! In: a command line whose first word is none of the daemon's options. Out: what it asks for, on standard output, for
+//! people or as JSON; a failure is one line with the daemons' exit codes. Nothing is confined here: these run with the
+//! rights of whoever calls them, for as long as it takes, on files of the operator's own.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+
+use backends::daemon::{Failure, Tool};
+use clap::Subcommand;
+
+use crate::create;
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum BlkTool {
+    /// Make an image
+    #[command(long_about = create::ABOUT, after_help = create::EXAMPLES)]
+    Create(create::Options),
+}
+
+impl Tool for BlkTool {
+    fn run(self) -> Result<(), Failure> {
+        match self {
+            BlkTool::Create(options) => options.run(),
+        }
+    }
+}
+
+/// Lines on standard output.
+pub(crate) fn say(lines: impl Display) -> Result<(), Failure> {
+    let said = writeln!(io::stdout(), "{lines}");
+    said.map_err(|cause| Failure::host(format!("Cannot write to standard output: {cause}")))
+}
