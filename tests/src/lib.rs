@@ -27,6 +27,7 @@ pub mod daemon;
 pub mod dirty;
 pub mod echo;
 pub mod event;
+pub mod fio;
 pub mod frontend;
 pub mod fuse;
 pub mod fuzz;

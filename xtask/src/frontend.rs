@@ -5,7 +5,7 @@
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use std::path::Path;
+//! use std::path::{Path, PathBuf};
 //! let guest = xtask::frontend::Guest::new(&["virtio_pci", "virtio_rng"], "dd if=/dev/hwrng bs=64 count=1 | od -x")
 //!     .rng(Path::new("/run/rng.sock"));
 //! let said = guest.run(std::time::Duration::from_secs(60))?;
@@ -13,7 +13,7 @@
 //! ```
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::explain::explain;
@@ -21,7 +21,9 @@ use crate::kernel::{self, Flavour, Kernel};
 use crate::qemu::Machine;
 use crate::{initramfs, initramfs::Initramfs, workspace};
 
+/// Its memory; a program of the host and its libraries stand in it twice while it boots.
 const MEMORY_MIB: u32 = 256;
+const MEMORY_WITH_PROGRAMS_MIB: u32 = 512;
 
 /// Why the guest did not run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,7 @@ pub struct Guest {
     rings: &'static str,
     reconnect: &'static str,
     devices: Vec<String>,
+    programs: Vec<PathBuf>,
 }
 
 impl Guest {
@@ -68,12 +71,19 @@ impl Guest {
             rings: "",
             reconnect: "",
             devices: Vec::new(),
+            programs: Vec::new(),
         }
     }
 
     /// Gives it `cpus` processors.
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// Gives it a program of this host, under the same path.
+    pub fn program(mut self, path: &Path) -> Self {
+        self.programs.push(path.to_owned());
         self
     }
 
@@ -127,10 +137,13 @@ impl Guest {
         let kernel = Kernel::debian(Flavour::Cloud)?;
         let modules: Vec<&str> = self.modules.iter().map(String::as_str).collect();
         let initrd = scratch.join("initrd");
-        Initramfs::new(&kernel.modules(&modules)?, &self.script)?.write(&initrd)?;
-        let memory = format!("memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on");
+        let archive = Initramfs::new(&kernel.modules(&modules)?, &self.script)?;
+        let archive = self.programs.iter().try_fold(archive, |archive, path| archive.program(path))?;
+        archive.write(&initrd)?;
+        let mib = if self.programs.is_empty() { MEMORY_MIB } else { MEMORY_WITH_PROGRAMS_MIB };
+        let memory = format!("memory-backend-memfd,id=memory,size={mib}M,share=on");
         let devices: Vec<&str> = self.devices.iter().map(String::as_str).collect();
-        Ok(Machine::new(&kernel.image, &initrd, MEMORY_MIB, self.cpus, scratch)
+        Ok(Machine::new(&kernel.image, &initrd, mib, self.cpus, scratch)
             .arguments(&["-object", &memory, "-numa", "node,memdev=memory"])
             .arguments(&devices))
     }

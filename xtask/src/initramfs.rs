@@ -3,8 +3,10 @@
 //! In: files, kernel modules in loading order, a script. Out: an uncompressed cpio archive in the "newc" format
 //! (Documentation/driver-api/early-userspace/buffer-format.rst). The script runs as PID 1 under busybox's shell, after
 //! a prelude that mounts /proc, /sys and /dev and loads the modules; it must end with `poweroff -f`, and the kernel
-//! panics (which `panic=-1` makes a reset) when it does not.
+//! panics (which `panic=-1` makes a reset) when it does not. A program of this host comes with the libraries that it is
+//! linked with, each under its path here.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,9 +40,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// busybox does not run.
+    /// busybox or `ldd` does not run.
     #[error(transparent)]
-    Busybox(#[from] process::Error),
+    Program(#[from] process::Error),
 }
 
 /// An archive in the making.
@@ -48,6 +50,8 @@ pub enum Error {
 pub struct Initramfs {
     archive: Vec<u8>,
     inodes: u32,
+    /// Paths that are there.
+    programs: BTreeSet<PathBuf>,
 }
 
 impl Initramfs {
@@ -70,6 +74,15 @@ impl Initramfs {
         self
     }
 
+    /// Adds a program of this host, and the libraries that `ldd` says it is linked with.
+    pub fn program(mut self, program: &Path) -> Result<Self, Error> {
+        let libraries = process::output(process::command("ldd").arg(program))?;
+        for file in linked(&libraries).into_iter().chain([program]) {
+            self.under_its_path(file)?;
+        }
+        Ok(self)
+    }
+
     /// Ends the archive and writes it.
     pub fn write(mut self, path: &Path) -> Result<(), Error> {
         self.append("TRAILER!!!", 0, b"");
@@ -83,6 +96,22 @@ impl Initramfs {
             if command != "busybox" {
                 self.append(&format!("bin/{command}"), SYMLINK, b"busybox");
             }
+        }
+        Ok(())
+    }
+
+    /// A file of this host and the directories that it is in.
+    fn under_its_path(&mut self, path: &Path) -> Result<(), Error> {
+        let directories: Vec<_> = path.ancestors().skip(1).filter(|path| path.parent().is_some()).collect();
+        for directory in directories.into_iter().rev() {
+            // Those of `new` are told again, which unpacking takes.
+            if self.programs.insert(directory.to_owned()) {
+                self.append(&name_of(directory), DIRECTORY, b"");
+            }
+        }
+        if self.programs.insert(path.to_owned()) {
+            let content = fs::read(path).map_err(io_error(path))?;
+            self.append(&name_of(path), EXECUTABLE, &content);
         }
         Ok(())
     }
@@ -122,6 +151,16 @@ impl Initramfs {
     }
 }
 
+/// The files that `ldd` names: `libm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x...)`, or only the path.
+fn linked(said: &str) -> Vec<&Path> {
+    let paths = said.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    paths.map(Path::new).collect()
+}
+
+fn name_of(path: &Path) -> String {
+    path.display().to_string().trim_start_matches('/').to_owned()
+}
+
 fn io_error(path: &Path) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { path: path.to_owned(), source }
 }
@@ -143,5 +182,14 @@ mod tests {
         assert_eq!(text[94..102], *"00000004");
         assert!(text[124..].starts_with("07070100000002000041ed"));
         assert_eq!(text.len() % 4, 0);
+    }
+
+    #[test]
+    fn a_program_is_followed_by_what_it_is_linked_with() {
+        let said = "\tlinux-vdso.so.1 (0x1)\n\tlibm.so.6 => /lib/x/libm.so.6 (0x2)\n\t/lib64/ld.so.2 (0x3)\n";
+        assert_eq!(linked(said), [Path::new("/lib/x/libm.so.6"), Path::new("/lib64/ld.so.2")]);
+        let archive = Initramfs::default().program(Path::new("/bin/sh")).unwrap();
+        let text = String::from_utf8_lossy(&archive.archive).into_owned();
+        assert!(["bin\0", "bin/sh\0", "lib64\0", "libc.so.6\0"].iter().all(|name| text.contains(name)));
     }
 }

@@ -30,6 +30,9 @@ const DPDK: [&str; 1] = ["dpdk-dev"];
 /// What tests of the sandbox need besides: it shows what a daemon calls, and stands in for a kernel that lacks something.
 const STRACE: [&str; 1] = ["strace"];
 
+/// What guests that verify their disks need besides: the program is given to them with its libraries.
+const FIO: [&str; 1] = ["fio"];
+
 /// What `cargo xtask coverage` needs besides: tools that read this compiler's profiles.
 const COVERAGE: [&str; 1] = ["llvm-19"];
 
@@ -77,6 +80,11 @@ pub fn ensure_dpdk() -> Result<(), Error> {
 /// Makes sure that strace is installed.
 pub fn ensure_strace() -> Result<(), Error> {
     ensure_all(&STRACE)
+}
+
+/// Makes sure that fio is installed.
+pub fn ensure_fio() -> Result<(), Error> {
+    ensure_all(&FIO)
 }
 
 /// Makes sure that LLVM's coverage tools are installed.
