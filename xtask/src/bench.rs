@@ -4,7 +4,9 @@
 //! output. A row that cannot be measured stands there too, with its reason, and counts as missed.
 
 mod backend;
+mod blk;
 mod engine;
+mod load;
 mod null;
 mod restart;
 mod row;
@@ -26,7 +28,7 @@ trait Suite {
     fn run(&self, rounds: usize, scratch: &Path) -> Result<Vec<Row>, String>;
 }
 
-const SUITES: [&dyn Suite; 3] = [&engine::Engine, &null::Null, &restart::Restart];
+const SUITES: [&dyn Suite; 4] = [&engine::Engine, &null::Null, &restart::Restart, &blk::Blk];
 
 /// Why there are no rows at all.
 #[derive(Debug, thiserror::Error)]

@@ -33,6 +33,9 @@ const STRACE: [&str; 1] = ["strace"];
 /// What guests that verify their disks need besides: the program is given to them with its libraries.
 const FIO: [&str; 1] = ["fio"];
 
+/// What `cargo xtask bench` measures against.
+const BENCH: [&str; 3] = ["fio", "openssl", "qemu-system-common"];
+
 /// What `cargo xtask coverage` needs besides: tools that read this compiler's profiles.
 const COVERAGE: [&str; 1] = ["llvm-19"];
 
@@ -85,6 +88,11 @@ pub fn ensure_strace() -> Result<(), Error> {
 /// Makes sure that fio is installed.
 pub fn ensure_fio() -> Result<(), Error> {
     ensure_all(&FIO)
+}
+
+/// Makes sure that the peers of benches are installed.
+pub fn ensure_bench() -> Result<(), Error> {
+    ensure_all(&BENCH)
 }
 
 /// Makes sure that LLVM's coverage tools are installed.

@@ -23,6 +23,7 @@ pub fn pinned(cpu: u32, program: impl AsRef<OsStr>) -> Command {
 /// A running back-end.
 #[derive(Debug)]
 pub struct Backend {
+    name: String,
     running: Running,
     socket: PathBuf,
 }
@@ -43,7 +44,12 @@ impl Backend {
             let said = last_lines(&fs::read(&log).unwrap_or_default(), 3);
             return Err(format!("{name} does not listen: {said}"));
         }
-        Ok(Self { running, socket: socket.to_owned() })
+        Ok(Self { name: name.to_owned(), running, socket: socket.to_owned() })
+    }
+
+    /// What it is called in messages.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Where it listens.
@@ -69,7 +75,7 @@ impl Backend {
     }
 
     /// The process that was started, and its children.
-    fn processes(&self) -> Vec<u32> {
+    pub fn processes(&self) -> Vec<u32> {
         let pid = self.running.id();
         let children = fs::read_to_string(proc(pid, &format!("task/{pid}/children"))).unwrap_or_default();
         let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
@@ -77,7 +83,8 @@ impl Backend {
     }
 }
 
-fn proc(pid: u32, name: &str) -> String {
+/// A file of /proc.
+pub fn proc(pid: u32, name: &str) -> String {
     format!("/proc/{pid}/{name}")
 }
 

@@ -10,17 +10,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
-
 use super::Suite;
 use super::backend::{Backend, pinned};
+use super::load::{self, BACKEND_CPU, CLIENT_CPU, Figures, Load, compare};
 use super::row::{Better, Claim, Round, Row};
 use crate::cargo;
 use crate::explain::explain;
-use crate::process::{Running, command, output, wait_until};
+use crate::process::{Running, command, wait_until};
 
-const BACKEND_CPU: u32 = 0;
-const CLIENT_CPU: u32 = 1;
 /// How long a daemon may take to put its things away once there is nothing to do.
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long a daemon is watched doing nothing.
@@ -140,29 +137,11 @@ pub(super) enum Kind {
     Qemu,
 }
 
-/// What the client says, in a line of JSON.
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub(super) struct Figures {
-    iops: f64,
-    p50_us: f64,
-    client_cpu_us: f64,
-    /// Added by us.
-    #[serde(default)]
-    pub(super) backend_cpu_us: f64,
-}
-
-/// What the client does. Depth 128: as many requests as take half a second or more.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Load {
-    requests: u32,
-    options: &'static [&'static str],
-}
-
-pub(super) const DEEP: Load = Load { requests: 4_000_000, options: &["--depth", "128", "--event-idx"] };
-const DEEP_FLAGS: Load = Load { requests: 4_000_000, options: &["--depth", "128"] };
+pub(super) const DEEP: Load = Load::new(4_000_000, &["--depth", "128", "--event-idx"]);
+const DEEP_FLAGS: Load = Load::new(4_000_000, &["--depth", "128"]);
 // The crate loses notifications of packed rings with event indices.
-const DEEP_PACKED: Load = Load { requests: 4_000_000, options: &["--depth", "128", "--packed"] };
-const SINGLE: Load = Load { requests: 400_000, options: &["--depth", "1", "--event-idx", "--poll"] };
+const DEEP_PACKED: Load = Load::new(4_000_000, &["--depth", "128", "--packed"]);
+const SINGLE: Load = Load::new(400_000, &["--depth", "1", "--event-idx", "--poll"]);
 
 /// Where programs are, and where sockets go.
 pub(super) struct Place {
@@ -189,24 +168,9 @@ impl Place {
         ])
     }
 
-    /// Starts a back-end and loads it; the CPU time of both sides goes to standard error too.
+    /// Starts a back-end and loads it.
     pub(super) fn load(&self, kind: Kind, load: Load) -> Result<Figures, String> {
-        let backend = self.backend(kind)?;
-        let before = backend.cpu();
-        let mut client = pinned(CLIENT_CPU, self.programs.join("null-client"));
-        client.arg("--socket").arg(backend.socket()).args(["--requests", &load.requests.to_string()]);
-        let line = output(client.args(load.options)).map_err(|error| explain(&error))?;
-        let mut figures: Figures =
-            serde_json::from_str(&line).map_err(|error| format!("null-client said {line:?}: {error}"))?;
-        let cpu = backend.cpu().saturating_sub(before);
-        figures.backend_cpu_us = cpu.as_secs_f64() * 1e6 / f64::from(load.requests);
-        let (kiops, p50) = (figures.iops / 1e3, figures.p50_us);
-        let (ours, client) = (figures.backend_cpu_us, figures.client_cpu_us);
-        let what = load.options.join(" ");
-        eprintln!(
-            "bench: {kind:?} {what}: {kiops:.0} kIOPS, p50 {p50:.2} us; CPU {ours:.3} us back-end, {client:.3} us client"
-        );
-        Ok(figures)
+        load::measure(&self.programs, &self.backend(kind)?, load, Some(CLIENT_CPU))
     }
 
     fn backend(&self, kind: Kind) -> Result<Backend, String> {
@@ -297,14 +261,5 @@ impl Place {
         let daemon = Running::start("outboard-rng", &mut program).map_err(|error| explain(&error))?;
         ready.recv(&mut [0; 64]).map_err(|error| format!("outboard-rng does not become ready: {error}"))?;
         Ok(daemon.started().elapsed().as_secs_f64() * 1e3)
-    }
-}
-
-fn compare(ours: Figures, peer: Figures, of: fn(&Figures) -> f64) -> Round {
-    Round {
-        ours: of(&ours),
-        peer: Some(of(&peer)),
-        cpu_us_ours: Some(ours.backend_cpu_us),
-        cpu_us_peer: Some(peer.backend_cpu_us),
     }
 }
