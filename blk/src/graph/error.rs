@@ -7,12 +7,16 @@
 use std::fmt::{self, Display};
 use std::path::Path;
 
+use backends::daemon::Failure;
 use thiserror::Error;
 
 /// Most characters of a word that are shown.
 const SHOWN: usize = 60;
 /// How much of a word may differ from the one that was meant.
 const SIMILAR: f64 = 0.7;
+
+/// Exit code where an option or configuration is wrong, see [`backends::daemon`].
+pub const OPTION: u8 = 2;
 
 /// A graph that is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -22,12 +26,19 @@ pub struct GraphError {
     pub line: usize,
     /// What is wrong, and the cure.
     pub problem: String,
+    /// Exit code of a daemon that ends for it.
+    pub code: u8,
 }
 
 impl GraphError {
     /// It is wrong in this line.
     pub fn at(line: usize, problem: impl Display) -> GraphError {
-        GraphError { line, problem: problem.to_string() }
+        GraphError { line, problem: problem.to_string(), code: OPTION }
+    }
+
+    /// For whoever ends because of it.
+    pub fn failure(&self, file: &Path) -> Failure {
+        Failure { message: self.of(file), code: self.code }
     }
 
     /// With the name of the file.

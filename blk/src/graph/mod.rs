@@ -18,6 +18,8 @@
 pub mod build;
 pub mod error;
 pub mod options;
+pub mod plan;
+pub mod registry;
 pub mod runner;
 pub mod structure;
 pub mod tree;

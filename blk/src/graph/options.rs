@@ -34,7 +34,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::error::{GraphError, Shown, nearest};
+use super::error::{GraphError, OPTION, Shown, nearest};
 use super::volfile::VolumeText;
 
 /// Longest path of the host, with its end (PATH_MAX).
@@ -94,23 +94,33 @@ pub enum Preset {
 pub struct Bad {
     option: Option<String>,
     problem: String,
+    code: u8,
 }
 
 impl Bad {
     /// The option is wrong: `problem; cure`.
     pub fn option(name: &str, problem: impl fmt::Display) -> Bad {
-        Bad { option: Some(name.to_owned()), problem: problem.to_string() }
+        Bad { option: Some(name.to_owned()), problem: problem.to_string(), code: OPTION }
     }
 
     /// The volume is wrong: `problem; cure`.
     pub fn volume(problem: impl fmt::Display) -> Bad {
-        Bad { option: None, problem: problem.to_string() }
+        Bad { option: None, problem: problem.to_string(), code: OPTION }
+    }
+
+    /// The same, but nothing is wrong with what is written: it fails for another reason, with this exit code of daemons.
+    pub fn with_code(self, code: u8) -> Bad {
+        Bad { code, ..self }
     }
 }
 
 impl VolumeText {
     /// What is wrong with it, and in which line.
     pub fn refuse(&self, bad: &Bad) -> GraphError {
+        GraphError { code: bad.code, ..self.located(bad) }
+    }
+
+    fn located(&self, bad: &Bad) -> GraphError {
         let (name, problem) = (&self.name, &bad.problem);
         let Some(option) = &bad.option else {
             return GraphError::at(self.line, format_args!("volume {name}: {problem}"));
@@ -262,6 +272,11 @@ impl Setting {
         self.kind.read(text).ok_or_else(|| {
             Bad::option(self.name, format_args!("{}; give {}", self.kind.fault(text), self.kind))
         })
+    }
+
+    /// Whether what stands for nothing is right itself.
+    pub fn preset_is_valid(&self) -> bool {
+        if let Preset::Is(text) = self.preset { self.read(text).is_ok() } else { true }
     }
 
     /// For programs.
