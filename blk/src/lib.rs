@@ -14,7 +14,9 @@ pub mod call;
 pub mod cipher;
 pub mod config;
 pub mod create;
+pub mod debug;
 pub mod device;
+pub mod features;
 pub mod file;
 pub mod graph;
 pub mod lock;
@@ -23,3 +25,6 @@ pub mod request;
 pub mod storage;
 pub mod tool;
 pub mod wire;
+
+#[cfg(test)]
+mod testing;
