@@ -20,7 +20,8 @@ pub struct Counts {
     pub threads: usize,
     /// Mappings.
     pub maps: usize,
-    /// Resident memory in KiB.
+    /// Resident memory of its own in KiB: not what is shared, the program's text and the guest's RAM, of which the page
+    /// cache decides how much is mapped at once.
     pub rss_kib: u64,
 }
 
@@ -73,7 +74,7 @@ pub fn cpu_ticks(pid: u32) -> u64 {
 
 fn rss_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
