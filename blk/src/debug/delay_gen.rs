@@ -17,6 +17,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ use super::{Random, ops, shown};
 use crate::call::Call;
 use crate::features::only;
 use crate::graph::options::{Bad, Preset, Setting, Type, Values};
+use crate::graph::registry::Kind;
 use crate::graph::{Host, Layer, Release, Sees, Step, Volume};
 use crate::op::{Keeps, OpSet};
 
@@ -61,6 +63,15 @@ pub const OPTIONS: &[Setting] = &[
         about: "Another number delays others",
     },
 ];
+/// How it is written in a graph.
+pub static KIND: Kind = Kind {
+    name: "debug/delay-gen",
+    about: "What is below, but some operations take longer",
+    subvolumes: 1..=1,
+    options: OPTIONS,
+    prepare: None,
+    make: |made| Ok(Arc::new(DelayGen::new(made.values)?)),
+};
 /// What a share is counted in.
 const WHOLE: u64 = 1_000_000;
 const SEEN: usize = 0;

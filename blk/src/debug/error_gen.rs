@@ -16,6 +16,7 @@
 )]
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
@@ -26,6 +27,7 @@ use super::{Random, ops, shown};
 use crate::call::Call;
 use crate::features::only;
 use crate::graph::options::{Bad, Preset, Setting, Type, Values};
+use crate::graph::registry::Kind;
 use crate::graph::{Host, Layer, Sees, Step, Volume};
 use crate::op::{Keeps, OpSet};
 
@@ -57,6 +59,15 @@ pub const OPTIONS: &[Setting] = &[
         about: "Another number makes others fail",
     },
 ];
+/// How it is written in a graph.
+pub static KIND: Kind = Kind {
+    name: "debug/error-gen",
+    about: "What is below, but some operations fail",
+    subvolumes: 1..=1,
+    options: OPTIONS,
+    prepare: None,
+    make: |made| Ok(Arc::new(ErrorGen::new(made.values)?)),
+};
 /// What a share is counted in.
 const WHOLE: u64 = 1_000_000;
 const SEEN: usize = 0;

@@ -29,12 +29,32 @@ use rustix::io::Errno;
 use super::cut::Cutter;
 use super::join::Joins;
 use crate::call::Call;
-use crate::graph::options::{Bad, size};
+use crate::graph::options::{Bad, Preset, Setting, Type, size};
+use crate::graph::registry::Kind;
 use crate::graph::{Host, Layer, Outcome, Step, Volume};
 use crate::op::{Bounds, Keeps, Lifetime, Op, OpKind};
 
 /// Marks the word of a piece; the rest is its call. Of other calls it is where they were, which is less.
 const PIECE: u64 = 1 << 63;
+/// What can be set.
+pub const OPTIONS: &[Setting] = &[Setting {
+    name: "ranges",
+    kind: Type::Text(1..=8192),
+    preset: Preset::Absent,
+    about: "The disk from its start on, as ranges NAME:OFFSET+LENGTH of subvolumes, with blanks between",
+}];
+/// How it is written in a graph.
+pub static KIND: Kind = Kind {
+    name: "features/map",
+    about: "One disk of several: one after the other, or of ranges of them",
+    subvolumes: 1..=usize::MAX,
+    options: OPTIONS,
+    prepare: None,
+    make: |made| {
+        let ranges = made.values.text("ranges").map(|text| ranges(text, made.subvolumes));
+        Ok(Arc::new(Map::new(ranges.transpose()?)))
+    },
+};
 
 /// A part of a subvolume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

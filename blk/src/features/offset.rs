@@ -20,13 +20,43 @@
 )]
 
 use std::io;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::only;
 use crate::call::Call;
+use crate::graph::options::{Preset, Setting, Type};
+use crate::graph::registry::Kind;
 use crate::graph::{Host, Layer, Outcome, Sees, Step, Volume};
 use crate::op::{Bounds, Keeps, OpKind, OpSet};
+/// What can be set.
+pub const OPTIONS: &[Setting] = &[
+    Setting {
+        name: "offset",
+        kind: Type::Size(0..=u64::MAX),
+        preset: Preset::Is("0"),
+        about: "Where the part begins",
+    },
+    Setting {
+        name: "size",
+        kind: Type::Size(512..=u64::MAX),
+        preset: Preset::Absent,
+        about: "Its length; without it all the rest",
+    },
+];
+/// How it is written in a graph.
+pub static KIND: Kind = Kind {
+    name: "features/offset",
+    about: "A part of what is below, as a partition is",
+    subvolumes: 1..=1,
+    options: OPTIONS,
+    prepare: None,
+    make: |made| {
+        let start = made.values.number("offset").unwrap_or(0);
+        Ok(Arc::new(Offset::new(start, made.values.number("size"))))
+    },
+};
 
 /// Operations that have a place.
 const PLACED: OpSet = OpSet::of(&[

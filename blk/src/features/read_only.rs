@@ -15,13 +15,24 @@
 )]
 
 use std::io;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::only;
 use crate::call::Call;
+use crate::graph::registry::Kind;
 use crate::graph::{Host, Layer, Sees, Step, Volume};
 use crate::op::{Keeps, OpSet};
+/// How it is written in a graph.
+pub static KIND: Kind = Kind {
+    name: "features/read-only",
+    about: "What is below, but nobody can change it",
+    subvolumes: 1..=1,
+    options: &[],
+    prepare: None,
+    make: |_| Ok(Arc::new(ReadOnly)),
+};
 
 /// A volume that nobody changes.
 #[derive(Clone, Copy, Debug, Default)]

@@ -144,7 +144,9 @@ impl Planned {
 
     fn part(&self, kept: &Kept) -> Result<Part, GraphError> {
         let name = self.text.name.as_str();
-        let made = (self.kind.make)(&Made { volume: name, values: &self.values, kept });
+        let subvolumes: Vec<&str> = self.text.subvolumes.iter().map(|(name, _)| name.as_str()).collect();
+        let made = Made { volume: name, values: &self.values, subvolumes: &subvolumes, kept };
+        let made = (self.kind.make)(&made);
         let numbers = self.subvolumes.iter().map(|number| u16::try_from(*number).unwrap_or(u16::MAX));
         Ok(Part {
             name: name.to_owned(),

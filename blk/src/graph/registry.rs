@@ -14,9 +14,19 @@ use serde_json::{Value, json};
 
 use super::Volume;
 use super::options::{Bad, Setting, Values};
+use crate::{debug, features};
 
 /// All of them, leaves first, then as they are called.
-pub static KINDS: &[&Kind] = &[];
+pub static KINDS: &[&Kind] = &[
+    &debug::delay_gen::KIND,
+    &debug::error_gen::KIND,
+    &features::map::KIND,
+    &features::offset::KIND,
+    &features::read_only::KIND,
+];
+
+/// Opens what a volume needs.
+pub type Prepare = fn(&Values, &mut Openings<'_>) -> Result<(), Bad>;
 
 /// A kind of volume.
 #[derive(Debug)]
@@ -30,7 +40,7 @@ pub struct Kind {
     /// What it takes.
     pub options: &'static [Setting],
     /// Opens what its volumes need.
-    pub prepare: Option<fn(&Values, &mut Openings<'_>) -> Result<(), Bad>>,
+    pub prepare: Option<Prepare>,
     /// Makes a volume of what was opened.
     pub make: fn(&Made<'_>) -> Result<Arc<dyn Volume>, Bad>,
 }
@@ -88,6 +98,8 @@ pub struct Made<'a> {
     pub volume: &'a str,
     /// Its options.
     pub values: &'a Values,
+    /// Names of those below it.
+    pub subvolumes: &'a [&'a str],
     /// All that was opened.
     pub kept: &'a Kept,
 }
