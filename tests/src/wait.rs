@@ -9,8 +9,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 /// How long a double waits for anything. Long, because a loaded machine is no failure: only what never
-/// comes reaches it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// comes reaches it. An fdatasync that meets the journal of a busy disk takes tens of seconds by itself.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The moment after which waiting that begins now is given up.
 pub fn deadline() -> Instant {

@@ -73,7 +73,10 @@ fn work(keeper: &str, mut kill: impl FnMut(&mut Daemon)) -> String {
 #[test]
 fn kvm_linux_goes_on_when_whole_daemons_are_killed() {
     if can_run() {
-        let said = work("off", |daemon| daemon.restart().unwrap());
+        let said = work("off", |daemon| {
+            let again = daemon.restart();
+            again.unwrap_or_else(|error| panic!("{error}; {}", daemon.explain(CONTROL)));
+        });
         assert!(said.contains("its daemon is back"), "{said}");
     }
 }

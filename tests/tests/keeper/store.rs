@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use backends::proto::{Code, Reply, Request};
 use rustix::process::Signal;
-use tests::daemon::Launch;
+use tests::daemon::{Daemon, Launch};
 use tests::frontend::Wants;
 use tests::guest::format::RingKind;
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
@@ -305,13 +305,18 @@ fn sockets_are_bound_once_and_where_they_are_meant() {
         .start()
         .wait_listening(&path("a.sock"))
         .unwrap();
+    let listens = |daemon: &Daemon, nth: usize| {
+        wait::until(|| daemon.stderr().matches("Listening").count() == nth);
+    };
+    // It says so a little after it does.
+    listens(&daemon, 1);
     let bound = [inode("a.sock"), inode("a.port")];
     let steps = [("a.sock", "a.port"), ("b.sock", "a.port"), ("b.sock", "b.port"), ("b.sock", "b.port")];
     for (nth, (socket, port)) in (2..).zip(steps) {
         configure(socket, port);
         daemon.kill9();
         daemon.start_again(manager.stored());
-        wait::until(|| daemon.stderr().matches("Listening").count() == nth);
+        listens(&daemon, nth);
         for name in ["a.sock", "b.sock", "a.port", "b.port"] {
             let meant = name == socket || name == port;
             wait::until(|| UnixStream::connect(path(name)).is_ok() == meant);
