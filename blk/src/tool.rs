@@ -12,18 +12,29 @@ use clap::Subcommand;
 
 use crate::create;
 
+pub mod extents;
+pub mod graph;
+
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum BlkTool {
     /// Make an image
     #[command(long_about = create::ABOUT, after_help = create::EXAMPLES)]
     Create(create::Options),
+    /// Check, draw and explain graphs of volumes
+    #[command(subcommand, after_help = graph::EXAMPLES)]
+    Graph(graph::GraphTool),
+    /// Tell which parts of a disk hold data
+    #[command(after_help = extents::EXAMPLES)]
+    Extents(extents::Options),
 }
 
 impl Tool for BlkTool {
     fn run(self) -> Result<(), Failure> {
         match self {
             BlkTool::Create(options) => options.run(),
+            BlkTool::Graph(tool) => tool.run(),
+            BlkTool::Extents(options) => options.run(),
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod options;
 pub mod plan;
 pub mod registry;
 pub mod runner;
+pub mod show;
 pub mod structure;
 pub mod tree;
 pub mod volfile;

@@ -182,7 +182,8 @@ fn kind_cure(given: &str, kinds: &[&'static Kind]) -> String {
     }
 }
 
-fn wanted(takes: &RangeInclusive<usize>) -> String {
+/// How many volumes one stands on, in words.
+pub fn wanted(takes: &RangeInclusive<usize>) -> String {
     match (*takes.start(), *takes.end()) {
         (0, 0) => "no other volume".to_owned(),
         (1, 1) => "one volume".to_owned(),

@@ -28,6 +28,9 @@ pub static KINDS: &[&Kind] = &[
 /// Opens what a volume needs.
 pub type Prepare = fn(&Values, &mut Openings<'_>) -> Result<(), Bad>;
 
+/// Makes a volume.
+pub type Make = fn(&Made<'_>) -> Result<Arc<dyn Volume>, Bad>;
+
 /// A kind of volume.
 #[derive(Debug)]
 pub struct Kind {
@@ -42,7 +45,7 @@ pub struct Kind {
     /// Opens what its volumes need.
     pub prepare: Option<Prepare>,
     /// Makes a volume of what was opened.
-    pub make: fn(&Made<'_>) -> Result<Arc<dyn Volume>, Bad>,
+    pub make: Make,
 }
 
 impl Kind {
