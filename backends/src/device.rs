@@ -170,10 +170,13 @@ pub trait Handler {
         io: &mut Io<'_, Self::Op>,
     );
 
-    /// How to get the request out of an operation that the host gave up. With it, operations of a queue that is
-    /// suspended (GET_VRING_BASE_INFLIGHT) are cancelled, and their requests stay in flight for whoever serves the ring
-    /// next; without it they are waited for.
-    const CANCELLED: Option<fn(Self::Op) -> Request> = None;
+    /// Whether operations of a queue that is suspended (GET_VRING_BASE_INFLIGHT) are cancelled. [`Handler::complete`] then
+    /// gets them back with [`Errno::CANCELED`], and gives their requests to [`Queue::keep`]: they stay in flight for whoever
+    /// serves the ring next. Otherwise they are waited for.
+    const CANCELS: bool = false;
+
+    /// The worker has waited: time has passed, and what follows happens at once.
+    fn woke(&mut self) {}
 
     /// Answers, with an error if the device has one to give, a request that has ended this program several times: it
     /// must not be tried again.
@@ -205,9 +208,10 @@ pub trait Handler {
         let _ = (queues, io);
     }
 
-    /// The queue stops: give back every request that is not in an operation. Those in operations are waited for.
-    fn quiesce(&mut self, queue: &mut Queue) {
-        let _ = queue;
+    /// The queue stops: give back every request that is not in an operation, or keep it if the queue is suspended. Those in
+    /// operations are waited for.
+    fn quiesce(&mut self, queue: &mut Queue, io: &mut Io<'_, Self::Op>) {
+        let _ = (queue, io);
     }
 }
 
@@ -226,9 +230,9 @@ pub struct Io<'a, T> {
 }
 
 impl<T: Buffers> Io<'_, T> {
-    /// Begins a file operation for a request of `queue`; [`Handler::complete`] gets `op` back.
-    pub fn submit(&mut self, queue: &Queue, fd: RawFd, op: Op, owner: T) {
-        self.engine.submit(fd, op, Tagged { home: Home::Queue(queue.index()), owner });
+    /// Begins a file operation for a request of the queue with this number; [`Handler::complete`] gets `owner` back.
+    pub fn submit(&mut self, queue: u16, fd: RawFd, op: Op, owner: T) {
+        self.engine.submit(fd, op, Tagged { home: Home::Queue(queue), owner });
     }
 
     /// Calls [`Handler::ready`] each time the descriptor becomes ready, and once if it is.

@@ -95,6 +95,8 @@ pub struct Queue {
     poisoned: bool,
     /// No new request is taken any more.
     closing: bool,
+    /// What is in flight is left to whoever serves the ring next.
+    suspended: bool,
     /// Requests that this turn may still take.
     budget: u16,
     /// Bytes that the requests of this turn may still have.
@@ -137,6 +139,7 @@ impl Queue {
             replays: VecDeque::new(),
             poisoned: false,
             closing: false,
+            suspended: false,
             budget: TURN_BUDGET,
             budget_bytes: TURN_BYTES,
             batch: Batch::default(),

@@ -275,8 +275,6 @@ struct Duty {
     stopping: Option<SyncSender<u32>>,
     /// The handler has given back what it held, for the stop.
     quiesced: bool,
-    /// Operations that the host gives up leave their requests in flight.
-    suspended: bool,
     /// Starts when the one before has drained: its front-end went without waiting for that.
     successor: Option<(Queue, Arc<OwnedFd>)>,
 }
@@ -317,6 +315,7 @@ impl<H: Handler> Round<H> {
                 log::line!(error, Class::WorkerThread, %error, "The engine failed; this worker ends");
                 return;
             }
+            self.handler.woke();
             while let Some(event) = self.engine.event() {
                 self.on_event(event);
             }
@@ -419,11 +418,7 @@ impl<H: Handler> Round<H> {
             Home::Task(key, _) => return self.tasks.on_done(key, owner, result),
         };
         // A queue stays until nothing of it is in flight, so it is there.
-        let suspended = self.duties.get(usize::from(index)).is_some_and(|duty| duty.suspended);
         if let Some(queue) = self.queues.get(index) {
-            if let (true, Err(Errno::CANCELED), Some(request)) = (suspended, result, H::CANCELLED) {
-                return queue.keep(request(owner));
-            }
             let mut io = Io { engine: &mut self.engine, tasks: &mut self.tasks };
             self.handler.complete(queue, owner, result, &mut io);
         }
@@ -480,8 +475,7 @@ impl<H: Handler> Round<H> {
         }
         if how == Stop::Drain {
             queue.close();
-        } else if queue.suspend() && H::CANCELLED.is_some() {
-            duty.suspended = true;
+        } else if queue.suspend() && H::CANCELS {
             self.engine.cancel(|tagged| matches!(tagged.home, Home::Queue(of) if of == index));
         }
         (duty.due, duty.stopping) = (false, Some(answer));
@@ -518,7 +512,7 @@ impl<H: Handler> Round<H> {
             return;
         }
         if !std::mem::replace(&mut duty.quiesced, true) {
-            self.handler.quiesce(queue);
+            self.handler.quiesce(queue, &mut Io { engine: &mut self.engine, tasks: &mut self.tasks });
             // No turn comes after the one that was the last.
             queue.end_turn(false);
             duty.due = false;

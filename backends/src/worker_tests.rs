@@ -406,11 +406,11 @@ impl Device for Patient {
 
 impl Handler for Patient {
     type Op = Waiting;
-    const CANCELLED: Option<fn(Waiting) -> Request> = Some(|waiting| waiting.0);
+    const CANCELS: bool = true;
 
     fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Waiting>) -> Turn {
         while let Some(request) = queue.next() {
-            io.submit(queue, self.0.as_raw_fd(), Op::Read { offset: 0 }, Waiting(request));
+            io.submit(queue.index(), self.0.as_raw_fd(), Op::Read { offset: 0 }, Waiting(request));
         }
         Turn::Drained
     }
@@ -422,7 +422,10 @@ impl Handler for Patient {
         result: Result<u32, Errno>,
         _: &mut Io<'_, Waiting>,
     ) {
-        queue.complete(op.0, result.unwrap());
+        match result {
+            Err(Errno::CANCELED) if queue.is_suspended() => queue.keep(op.0),
+            other => queue.complete(op.0, other.unwrap()),
+        }
     }
 }
 

@@ -7,10 +7,9 @@
 use backends::memory::Segment;
 use backends::queue::{Queue, Request};
 
+use crate::op::{Op, OpKind};
+use crate::storage::null::fill_with_zeros;
 use crate::wire::Status;
-
-/// What room without data is filled with, in pieces of this size.
-const ZEROS: [u8; 4096] = [0; 4096];
 
 /// A request with the place for its answer.
 #[derive(Debug)]
@@ -24,10 +23,23 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// Gives it back, done, with its first `bytes` of data where they belong.
-    pub fn done(mut self, queue: &mut Queue, read_bytes: u64, bytes: u64) {
-        self.request.skip_writable(usize::try_from(read_bytes).unwrap_or(usize::MAX));
-        queue.count_bytes(bytes);
+    /// What the operation works on.
+    pub fn data(&self, op: Op) -> &[Segment] {
+        match op.kind() {
+            OpKind::Read => self.request.writable(),
+            OpKind::Write => self.request.readable(),
+            OpKind::Flush | OpKind::Discard | OpKind::Zeroes | OpKind::SecureErase | OpKind::Extents => &[],
+        }
+    }
+
+    /// Gives it back: all of the operation was done.
+    pub fn done(mut self, queue: &mut Queue, op: Op) {
+        if let Op::Read { bytes, .. } = op {
+            self.request.skip_writable(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
+        if let Op::Read { bytes, .. } | Op::Write { bytes, .. } = op {
+            queue.count_bytes(bytes);
+        }
         self.answer(queue, Status::Ok);
     }
 
@@ -37,11 +49,5 @@ impl Pending {
         self.status.copy_from(&[status as u8]);
         // A chain has no more than the device takes.
         queue.complete(self.request, u32::try_from(self.room).unwrap_or(u32::MAX));
-    }
-}
-
-fn fill_with_zeros(mut segment: Segment) {
-    while !segment.is_empty() {
-        segment.take_front(ZEROS.len()).copy_from(&ZEROS);
     }
 }

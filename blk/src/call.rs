@@ -8,7 +8,7 @@
 //! Data are [`Segment`]s of guest memory, or of buffers of a layer's own while it keeps the guest's aside
 //! ([`Call::swap_data`]): nothing in here reads or writes them.
 
-use backends::engine::Buffers;
+use backends::engine::{Buffers, Room};
 use backends::memory::Segment;
 
 use crate::answer::Pending;
@@ -24,7 +24,7 @@ const USUAL_CALLS: usize = 1024;
 #[must_use = "a call must come up again"]
 pub struct Call(Box<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
     op: Op,
     queue: u16,
@@ -46,6 +46,8 @@ pub struct Transfer {
     pub repeats: u8,
     /// The second of two ways to the bytes is in use.
     pub detour: bool,
+    /// What the file system was asked to do about the range.
+    pub room: Option<Room>,
 }
 
 impl Buffers for Call {
@@ -83,6 +85,12 @@ impl Call {
     /// Exchanges the data with what the caller has, down with a buffer of its own, up with what was there before.
     pub fn swap_data(&mut self, other: &mut Vec<Segment>) {
         std::mem::swap(&mut self.0.data, other);
+    }
+
+    /// Works on this from now on. A layer does that to calls of its own, or has kept what was there before.
+    pub fn set_data(&mut self, data: impl IntoIterator<Item = Segment>) {
+        self.0.data.clear();
+        self.0.data.extend(data);
     }
 
     /// Remembers a word until the call comes up. For each push there is one [`Call::pop`] of the same layer.
@@ -152,29 +160,25 @@ pub struct Pool {
 
 impl Pool {
     /// A call of the device's, for a request.
-    pub fn request(&mut self, queue: u16, op: Op, data: &[Segment], pending: Pending) -> Call {
-        self.call(queue, op, data.iter().copied(), Some(pending))
+    #[inline]
+    pub fn request(&mut self, queue: u16, op: Op, pending: Pending) -> Call {
+        let mut call = self.call(queue, op);
+        call.0.data.extend_from_slice(pending.data(op));
+        call.0.pending = Some(pending);
+        call
     }
 
     /// A call of a layer's own.
     pub fn piece(&mut self, queue: u16, op: Op, data: impl IntoIterator<Item = Segment>) -> Call {
-        self.call(queue, op, data, None)
+        let mut call = self.call(queue, op);
+        call.0.data.extend(data);
+        call
     }
 
-    fn call(
-        &mut self,
-        queue: u16,
-        op: Op,
-        data: impl IntoIterator<Item = Segment>,
-        pending: Option<Pending>,
-    ) -> Call {
-        let mut inner = self.spare.pop().unwrap_or_else(|| {
-            let (data, words) = (Vec::new(), Vec::new());
-            let transfer = Transfer::default();
-            Box::new(Inner { op, queue, data, words, extent: None, pending: None, leaf: 0, transfer })
-        });
-        (inner.op, inner.queue, inner.pending) = (op, queue, pending);
-        inner.data.extend(data);
+    #[inline]
+    fn call(&mut self, queue: u16, op: Op) -> Call {
+        let mut inner = self.spare.pop().unwrap_or_default();
+        (inner.op, inner.queue) = (op, queue);
         Call(inner)
     }
 

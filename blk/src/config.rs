@@ -8,12 +8,16 @@ use backends::opened::Opened;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::device::Blk;
-use crate::file::{File, Image};
+use crate::graph::Graph;
+use crate::storage::image::Image;
 use crate::tool::BlkTool;
 use crate::wire::ID_BYTES;
 
 /// Most queues: a vhost-user message names one by a byte, and more than CPUs are of no use to a guest.
 const MAX_QUEUES: i64 = 256;
+
+/// Name of the one volume of a disk that is one image.
+const IMAGE: &str = "image";
 
 /// What the command line adds to the options of every daemon.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,7 +48,7 @@ pub struct Options {
 }
 
 impl Program for Options {
-    type Device = Blk<File>;
+    type Device = Blk;
     type Tool = BlkTool;
     const NAME: &'static str = "outboard-blk";
     const TYPE: &'static str = "block";
@@ -60,15 +64,17 @@ impl Program for Options {
     const CAPABILITIES: &'static [&'static str] = &["read-only", "blk-file"];
 
     fn check(&self) -> Result<(), Failure> {
-        Ok(File::check(&self.image())?)
+        Ok(self.image().check()?)
     }
 
     fn prepare(&self, opened: &mut Opened) -> Result<(), Failure> {
-        Ok(File::prepare(&self.image(), opened)?)
+        Ok(self.image().prepare(IMAGE, opened)?)
     }
 
-    fn open(self, kept: &Kept) -> Result<Blk<File>, Failure> {
-        Ok(Blk::new(File::open(&self.image(), kept)?, self.queues, &self.serial))
+    fn open(self, kept: &Kept) -> Result<Blk, Failure> {
+        let image = self.image();
+        let graph = Graph::of_leaf(IMAGE, "storage/file", image.volume(image.find(IMAGE, kept)?));
+        Ok(Blk::new(graph.map_err(Failure::option)?, self.queues, &self.serial))
     }
 }
 

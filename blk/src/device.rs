@@ -1,12 +1,13 @@
-//! The block device: takes requests from queues, hands their data to storage, answers them.
+//! The block device: takes requests from queues, sends them through the graph as calls, answers them.
 //!
 //! In: requests of the driver. Out: the same requests with data, status and true lengths. The mode of the
 //! write cache is decided here and nowhere else: a driver that acknowledged VIRTIO_BLK_F_FLUSH flushes when
-//! it wants writes durable; for any other, each write is followed by a sync before it completes (virtio 1.3
-//! §5.2.6.2). A flush covers all writes that were completed before it was made available.
+//! it wants writes durable; for any other, each write is durable before it completes (virtio 1.3 §5.2.6.2), by itself
+//! where the graph keeps that, or by a flush after it. A flush covers all writes that were completed before it was made
+//! available.
 //!
-//! Promises: all room that the driver gave is written before a request completes, with zeros where there is
-//! no data, so that the length in the used ring is true and ends with the status byte even when a read failed.
+//! Promises: a request is answered when its call is over, and only then; one that is cancelled because its queue is
+//! suspended stays in flight for whoever serves the ring next.
 //! Refuses: a request without header or status byte, which goes back empty; what [`crate::request`] refuses.
 
 #![cfg_attr(
@@ -20,47 +21,53 @@
     )
 )]
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
-use backends::device::{Device, Handler, Io, Turn};
-use backends::engine::{Buffers, Op};
+use backends::device::{Device, Handler, Io, Queues, Timer, Turn};
+use backends::engine;
 use backends::failpoint;
 use backends::log::{self, Class};
-use backends::memory::Segment;
 use backends::queue::{Queue, Request};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
+use crate::answer::Pending;
+use crate::call::Call;
+use crate::graph::tree::Outside;
+use crate::graph::{Graph, Outcome, Release, Tree};
+use crate::op::{Keeps, Op};
 use crate::request::{Command, Limits, Parsed, parse};
-use crate::storage::{Host, Job, Owner, Step, Storage};
 use crate::wire::{Config, ID_BYTES, Status, driver_flushes, feature_name, features};
+
 /// Longest chain: what one request can make a worker touch before anybody else gets a turn.
 const MAX_REQUEST_BYTES: u64 = 1 << 30;
-/// What room without data is filled with, in pieces of this size.
-const ZEROS: [u8; 4096] = [0; 4096];
+/// Goes off at once, for calls that were over while another queue had its turn. Those of volumes have their numbers.
+const LATE: Timer = Timer(u16::MAX);
 
-/// A disk with this storage behind it.
+/// A disk that is made of this graph.
 #[derive(Debug)]
-pub struct Blk<S> {
-    storage: Arc<S>,
+pub struct Blk {
+    graph: Arc<Graph>,
     queues: u16,
     id: [u8; ID_BYTES],
 }
 
-impl<S: Storage> Blk<S> {
+impl Blk {
     /// A disk of `queues` request queues; of the serial number the first 20 bytes count.
-    pub fn new(storage: S, queues: u16, serial: &str) -> Blk<S> {
+    pub fn new(graph: Graph, queues: u16, serial: &str) -> Blk {
         let mut id = [0; ID_BYTES];
         id.iter_mut().zip(serial.bytes()).for_each(|(to, byte)| *to = byte);
-        Blk { storage: Arc::new(storage), queues, id }
+        Blk { graph: Arc::new(graph), queues, id }
     }
 }
 
-impl<S: Storage> Device for Blk<S> {
-    type Handler = Worker<S>;
+impl Device for Blk {
+    type Handler = Worker;
 
     fn features(&self) -> u64 {
-        features(self.storage.is_read_only())
+        features(self.graph.disk().read_only)
     }
 
     fn queues(&self) -> u16 {
@@ -68,7 +75,7 @@ impl<S: Storage> Device for Blk<S> {
     }
 
     fn config(&self) -> Vec<u8> {
-        let (size_bytes, block_bytes) = (self.storage.size_bytes(), self.storage.block_bytes());
+        let Keeps { size_bytes, block_bytes, .. } = self.graph.disk();
         Config { size_bytes, block_bytes, queues: self.queues }.to_bytes().to_vec()
     }
 
@@ -77,11 +84,11 @@ impl<S: Storage> Device for Blk<S> {
     }
 
     fn state(&self) -> Map<String, Value> {
-        let (storage, id) = (&self.storage, self.id.split(|byte| *byte == 0).next().unwrap_or_default());
+        let (disk, id) = (self.graph.disk(), self.id.split(|byte| *byte == 0).next().unwrap_or_default());
         let members: [(&str, Value); 4] = [
-            ("size_bytes", storage.size_bytes().into()),
-            ("block_bytes", storage.block_bytes().into()),
-            ("read_only", storage.is_read_only().into()),
+            ("size_bytes", disk.size_bytes.into()),
+            ("block_bytes", disk.block_bytes.into()),
+            ("read_only", disk.read_only.into()),
             ("serial", String::from_utf8_lossy(id).into()),
         ];
         Map::from_iter(members.map(|(name, value)| (name.to_owned(), value)))
@@ -101,82 +108,55 @@ impl<S: Storage> Device for Blk<S> {
         std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(self.queues.into()))
     }
 
-    fn handler(&self) -> std::io::Result<Worker<S>> {
-        Ok(Worker { storage: Arc::clone(&self.storage), id: self.id })
+    fn handler(&self) -> std::io::Result<Worker> {
+        let (graph, tree) = (Arc::clone(&self.graph), Tree::of(&self.graph)?);
+        let Keeps { fua, read_only, .. } = graph.disk();
+        Ok(Worker { graph, tree, fua, read_only, id: self.id, late: Vec::new() })
     }
 }
 
 /// What a worker thread knows of the disk.
 #[derive(Debug)]
-pub struct Worker<S> {
-    storage: Arc<S>,
+pub struct Worker {
+    graph: Arc<Graph>,
+    tree: Tree,
+    /// The graph makes a write durable when it is told to.
+    fua: bool,
+    /// Nothing may be written.
+    read_only: bool,
     id: [u8; ID_BYTES],
+    /// Calls that were over in the turn of another queue.
+    late: Vec<(Call, Outcome)>,
 }
 
-/// A request whose data is on its way.
-#[derive(Debug)]
-pub struct Pending {
-    request: Request,
-    answer: Answer,
-    direction: Direction,
-}
+/// The engine as the graph sees it.
+struct Port<'a, 'b>(&'a mut Io<'b, Call>);
 
-/// Where a request's answer goes.
-#[derive(Clone, Copy, Debug)]
-struct Answer {
-    status: Segment,
-    /// Bytes of data, counted when they have been carried.
-    data: u64,
-    /// All bytes the driver lets us write.
-    room: u64,
-}
-
-/// Which part of the chain is the data.
-#[derive(Clone, Copy, Debug)]
-enum Direction {
-    ToGuest,
-    ToStorage,
-    None,
-}
-
-impl Buffers for Pending {
-    fn segments(&self) -> &[Segment] {
-        match self.direction {
-            Direction::ToGuest => self.request.writable(),
-            Direction::ToStorage => self.request.readable(),
-            Direction::None => &[],
-        }
-    }
-}
-
-impl Owner for Pending {
-    fn advance(&mut self, bytes: usize) {
-        match self.direction {
-            Direction::ToGuest => self.request.skip_writable(bytes),
-            Direction::ToStorage => self.request.skip_readable(bytes),
-            Direction::None => {}
-        }
-    }
-}
-
-/// The engine as storage sees it, for requests of one queue.
-struct Lane<'a, 'b> {
-    queue: &'a Queue,
-    io: &'a mut Io<'b, Job<Pending>>,
-}
-
-impl Host<Pending> for Lane<'_, '_> {
-    fn submit(&mut self, fd: std::os::fd::RawFd, job: Job<Pending>) {
-        self.io.submit(self.queue, fd, job.op(), job);
+impl Outside for Port<'_, '_> {
+    fn submit(&mut self, queue: u16, fd: RawFd, op: engine::Op, call: Call) {
+        self.0.submit(queue, fd, op, call);
         failpoint::reach("blk.submitted");
     }
+
+    fn arm(&mut self, volume: u16, at: Instant) {
+        self.0.arm(Timer(volume), at);
+    }
+
+    fn disarm(&mut self, volume: u16) {
+        self.0.disarm(Timer(volume));
+    }
 }
 
-impl<S: Storage> Handler for Worker<S> {
-    type Op = Job<Pending>;
-    const CANCELLED: Option<fn(Job<Pending>) -> Request> = Some(|job| job.into_owner().request);
+impl Handler for Worker {
+    type Op = Call;
+    const CANCELS: bool = true;
 
-    fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Job<Pending>>) -> Turn {
+    fn woke(&mut self) {
+        self.tree.woke();
+    }
+
+    fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Call>) -> Turn {
+        self.tree.start(queue.index());
         let limits = self.limits();
         while let Some(mut request) = queue.next() {
             match parse(&mut request, limits) {
@@ -190,96 +170,107 @@ impl<S: Storage> Handler for Worker<S> {
     fn poisoned(&mut self, queue: &mut Queue, mut request: Request) {
         match parse(&mut request, self.limits()) {
             Some(Parsed { status, room, .. }) => {
-                answer(queue, request, Answer { status, data: 0, room }, Status::IoErr);
+                Pending { request, status, room }.answer(queue, Status::IoErr);
             }
             None => queue.abandon(request),
         }
     }
 
-    fn complete(
-        &mut self,
-        queue: &mut Queue,
-        job: Job<Pending>,
-        result: Result<u32, Errno>,
-        io: &mut Io<'_, Job<Pending>>,
-    ) {
-        let step = self.storage.proceed(job, result, &mut Lane { queue, io });
-        self.follow(queue, step, io);
+    fn complete(&mut self, queue: &mut Queue, call: Call, answer: Result<u32, Errno>, io: &mut Io<'_, Call>) {
+        self.tree.answered(call, answer, &mut Port(io));
+        self.settle(queue, io);
+    }
+
+    fn expired(&mut self, timer: Timer, queues: &mut Queues, io: &mut Io<'_, Call>) {
+        if timer != LATE {
+            self.tree.expired(timer.0, &mut Port(io));
+        }
+        self.settle_all(queues, io);
+    }
+
+    fn quiesce(&mut self, queue: &mut Queue, io: &mut Io<'_, Call>) {
+        let how = if queue.is_suspended() { Release::Cancel } else { Release::Go };
+        self.tree.stop(queue.index(), how, &mut Port(io));
+        self.settle(queue, io);
     }
 }
 
-impl<S: Storage> Worker<S> {
+impl Worker {
     fn limits(&self) -> Limits {
-        Limits { size_bytes: self.storage.size_bytes(), read_only: self.storage.is_read_only() }
+        Limits { size_bytes: self.graph.size_bytes(), read_only: self.read_only }
     }
 
-    /// Answers a request or begins its I/O.
-    fn serve(
-        &mut self,
-        queue: &mut Queue,
-        mut request: Request,
-        parsed: Parsed,
-        io: &mut Io<'_, Job<Pending>>,
-    ) {
+    /// Answers a request or begins its call.
+    fn serve(&mut self, queue: &mut Queue, mut request: Request, parsed: Parsed, io: &mut Io<'_, Call>) {
         let Parsed { status, room, command } = parsed;
-        let (op, data, direction) = match command {
-            Ok(Command::Read { offset, bytes }) => (Op::Read { offset }, bytes, Direction::ToGuest),
+        let op = match command {
+            Ok(Command::Read { offset, bytes }) => Op::Read { offset, bytes },
             Ok(Command::Write { offset, bytes }) => {
-                (Op::Write { offset, durable: false }, bytes, Direction::ToStorage)
+                Op::Write { offset, bytes, fua: self.fua && !driver_flushes(queue.features()) }
             }
-            Ok(Command::Flush) => (Op::Sync, 0, Direction::None),
+            Ok(Command::Flush) => Op::Flush,
             Ok(Command::GetId) => {
                 // The room was checked when the request was parsed.
                 let _ = request.write_front(&self.id);
-                return answer(queue, request, Answer { status, data: 0, room }, Status::Ok);
+                return Pending { request, status, room }.answer(queue, Status::Ok);
             }
-            Err(refused) => return answer(queue, request, Answer { status, data: 0, room }, refused),
+            Err(refused) => return Pending { request, status, room }.answer(queue, refused),
         };
-        let place = Answer { status, data, room };
-        if op != Op::Sync && data == 0 {
-            return answer(queue, request, place, Status::Ok);
+        let pending = Pending { request, status, room };
+        if let Some((_, 0)) = op.range() {
+            return pending.answer(queue, Status::Ok);
         }
-        self.start(queue, Pending { request, answer: place, direction }, op, io);
+        let call = self.tree.pool().request(queue.index(), op, pending);
+        self.tree.begin(call, &mut Port(io));
+        self.settle(queue, io);
     }
 
-    fn start(&mut self, queue: &mut Queue, pending: Pending, op: Op, io: &mut Io<'_, Job<Pending>>) {
-        let bytes = if op == Op::Sync { 0 } else { pending.answer.data };
-        let step = self.storage.start(Job::new(pending, op, bytes), &mut Lane { queue, io });
-        self.follow(queue, step, io);
+    /// Answers what is over of this queue.
+    #[inline]
+    fn settle(&mut self, queue: &mut Queue, io: &mut Io<'_, Call>) {
+        while let Some((call, outcome)) = self.tree.finished() {
+            if call.queue() == queue.index() {
+                self.follow(queue, call, outcome, io);
+            } else {
+                self.late.push((call, outcome));
+                io.arm(LATE, Instant::now());
+            }
+        }
     }
 
-    /// What comes after a step: for a write through the cache its sync, otherwise the answer.
-    fn follow(&mut self, queue: &mut Queue, step: Step<Pending>, io: &mut Io<'_, Job<Pending>>) {
-        let Step::Done(pending, op, outcome) = step else { return };
+    /// Answers what is over of any queue.
+    fn settle_all(&mut self, queues: &mut Queues, io: &mut Io<'_, Call>) {
+        while let Some((call, outcome)) = self.late.pop().or_else(|| self.tree.finished()) {
+            // A queue stays until nothing of it is in flight, so it is there.
+            if let Some(queue) = queues.get(call.queue()) {
+                self.follow(queue, call, outcome, io);
+            }
+        }
+    }
+
+    /// What comes after a call: for a write that must be durable, and is not by itself, a flush; otherwise the answer.
+    fn follow(&mut self, queue: &mut Queue, mut call: Call, outcome: Outcome, io: &mut Io<'_, Call>) {
         failpoint::reach("blk.done");
-        if outcome.is_ok() && matches!(op, Op::Write { .. }) && !driver_flushes(queue.features()) {
-            return self.start(queue, pending, Op::Sync, io);
+        let op = call.op();
+        if outcome.is_ok() && matches!(op, Op::Write { fua: false, .. }) && !driver_flushes(queue.features())
+        {
+            call.set_op(Op::Flush);
+            return self.tree.begin(call, &mut Port(io));
         }
-        let status = outcome.map_or_else(|errno| self.failed(op, errno), |()| Status::Ok);
-        answer(queue, pending.request, pending.answer, status);
-    }
-
-    /// The status for a host error, which is logged now and then.
-    fn failed(&mut self, op: Op, errno: Errno) -> Status {
-        log::line!(warn, Class::HostIo, ?op, %errno, "Host I/O failed; the guest is told");
-        Status::IoErr
+        let Some(pending) = self.tree.pool().end(call) else { return };
+        match outcome {
+            Ok(()) => pending.done(queue, op),
+            Err(Errno::CANCELED) if queue.is_suspended() => queue.keep(pending.request),
+            Err(errno) => pending.answer(queue, failed(op, errno)),
+        }
     }
 }
 
-/// Completes a request whose data is where it belongs, as far as there was any.
-fn answer(queue: &mut Queue, request: Request, answer: Answer, status: Status) {
-    let Answer { status: place, data, room } = answer;
-    if status == Status::Ok {
-        queue.count_bytes(data);
-    }
-    request.writable().iter().copied().for_each(fill_with_zeros);
-    place.copy_from(&[status as u8]);
-    // A chain has at most `MAX_REQUEST_BYTES`.
-    queue.complete(request, u32::try_from(room).unwrap_or(u32::MAX));
-}
-
-fn fill_with_zeros(mut segment: Segment) {
-    while !segment.is_empty() {
-        segment.take_front(ZEROS.len()).copy_from(&ZEROS);
+/// The status for an error, which is logged now and then.
+fn failed(op: Op, errno: Errno) -> Status {
+    log::line!(warn, Class::HostIo, ?op, %errno, "Host I/O failed; the guest is told");
+    match errno {
+        Errno::OPNOTSUPP => Status::Unsupported,
+        _ => Status::IoErr,
     }
 }

@@ -1,10 +1,10 @@
 //! The block device (virtio 1.3 §5.2): a disk for one virtual machine.
 //!
 //! ```text
-//! chain → request (what is asked, checked) → device (what becomes of it) → storage (bytes and offsets) → engine
+//! chain → request (what is asked, checked) → device (what becomes of it) → graph, volume by volume → engine → answer
 //! ```
-//! [`request`] is pure, [`device`] is the only part that knows both sides, and [`storage`] knows nothing of
-//! virtio: [`file`] is what implements it.
+//! [`request`] is pure, [`device`] is the only part that knows both sides, and a [`graph`] knows nothing of virtio: a
+//! [`call`] carries an operation of [`op`] through it, down to a leaf of [`storage`].
 
 #![deny(unsafe_code)]
 
@@ -17,9 +17,7 @@ pub mod create;
 pub mod debug;
 pub mod device;
 pub mod features;
-pub mod file;
 pub mod graph;
-pub mod lock;
 pub mod op;
 pub mod request;
 pub mod storage;

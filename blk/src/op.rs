@@ -6,7 +6,7 @@
 //! promises what one below does not keep.
 
 /// An operation on a volume. Offsets and lengths are bytes, whole blocks of the volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Op {
     /// Fill the call's data.
     Read {
@@ -25,6 +25,7 @@ pub enum Op {
         fua: bool,
     },
     /// Make all writes durable that were completed before.
+    #[default]
     Flush,
     /// The bytes are of no use any more: reads afterwards give anything.
     Discard {
@@ -41,8 +42,6 @@ pub enum Op {
         bytes: u64,
         /// Room may be given back.
         unmap: bool,
-        /// Durable when it completes.
-        fua: bool,
     },
     /// Nobody can ever read again what was there (virtio 1.3 §5.2.6, VIRTIO_BLK_T_SECURE_ERASE).
     SecureErase {
@@ -338,8 +337,8 @@ mod tests {
 
     #[test]
     fn an_operation_keeps_its_kind_elsewhere() {
-        let zeroes = Op::Zeroes { offset: 1, bytes: 2, unmap: true, fua: false };
-        assert_eq!(zeroes.at(3, 4), Op::Zeroes { offset: 3, bytes: 4, unmap: true, fua: false });
+        let zeroes = Op::Zeroes { offset: 1, bytes: 2, unmap: true };
+        assert_eq!(zeroes.at(3, 4), Op::Zeroes { offset: 3, bytes: 4, unmap: true });
         assert_eq!(zeroes.at(3, 4).range(), Some((3, 4)));
         assert_eq!(Op::Flush.at(3, 4), Op::Flush);
     }

@@ -121,7 +121,7 @@ impl Handler for Ports {
         self.port.go_on(queues);
     }
 
-    fn quiesce(&mut self, queue: &mut Queue) {
+    fn quiesce(&mut self, queue: &mut Queue, _: &mut Io<'_, Infallible>) {
         if queue.index() == TRANSMITQ {
             self.port.stop_transmit(queue);
         }

@@ -102,7 +102,7 @@ impl Handler for EchoHandler {
         while let Some(request) = queue.next() {
             match self.random.below(3) {
                 0 => answer(queue, request),
-                1 => io.submit(queue, self.file.as_raw_fd(), Op::Sync, Waiting(request)),
+                1 => io.submit(queue.index(), self.file.as_raw_fd(), Op::Sync, Waiting(request)),
                 _ => self.kept.push(request),
             }
         }

@@ -23,7 +23,8 @@ use backends::queue::{Queue, Request as QueueRequest};
 use backends::server::Settings;
 use backends::task::Spawner;
 use outboard_blk::device::Blk;
-use outboard_blk::file::{File, Image};
+use outboard_blk::graph::{Graph, Volume};
+use outboard_blk::storage::image::Image;
 use rustix::io::Errno;
 use tempfile::TempDir;
 use tests::frontend::{Frontend, Wants};
@@ -206,7 +207,8 @@ fn requests_and_tasks_allocate_nothing() {
             let tasks = TaskDisk(Arc::new(fs::File::open(&path).unwrap().into()));
             assert_none(&allocations(tasks, (engine, rings), task_batch), (engine, rings));
             let image = Image { path: path.clone(), read_only: false, direct: false, block_bytes: 512 };
-            let blk = Blk::new(opened(&image), 1, "");
+            let graph = Graph::of_leaf("disk", "storage/file", opened(&image)).unwrap();
+            let blk = Blk::new(graph, 1, "");
             assert_none(&allocations(blk, (engine, rings), batch), (engine, rings));
         }
     }
@@ -218,8 +220,8 @@ fn assert_none(seen: &[u64], way: (EngineKind, RingKind)) {
 }
 
 /// An image as a process has it that is its own keeper.
-fn opened(image: &Image) -> File {
+fn opened(image: &Image) -> Arc<dyn Volume> {
     let mut opened = Opened::default();
-    File::prepare(image, &mut opened).unwrap();
-    File::open(image, &opened.into_kept().0).unwrap()
+    image.prepare("disk", &mut opened).unwrap();
+    image.volume(image.find("disk", &opened.into_kept().0).unwrap())
 }

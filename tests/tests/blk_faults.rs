@@ -1,79 +1,83 @@
 //! The block device over storage that fails on request (K17, K18), and what reaches the storage in which order.
 //!
-//! The device runs in this process, behind a real socket and on real rings; between it and its image stands a
-//! [`Faulty`] storage, which notes every job and changes the host's answers as the test says.
+//! The device runs in this process, behind a real socket and on real rings; between the graph and its leaf stands a
+//! [`Faulty`] one, which notes every call and changes the host's answers as the test says.
 
 use std::collections::VecDeque;
 use std::fs;
-use std::mem::discriminant;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use backends::engine::{EngineKind, Op};
+use backends::engine::EngineKind;
 use backends::kept::Kept;
 use backends::opened::Opened;
 use backends::server::{Endpoint, Server, Settings};
+use outboard_blk::call::Call;
 use outboard_blk::device::Blk as Device;
-use outboard_blk::file::{File, Image};
-use outboard_blk::storage::{Host, Job, Owner, Step, Storage};
+use outboard_blk::graph::{Graph, Host, Layer, Step, Volume};
+use outboard_blk::op::{Keeps, Op};
+use outboard_blk::storage::image::Image;
 use rustix::io::Errno;
 use tempfile::TempDir;
 use tests::frontend::{Frontend, Wants};
 use tests::guest::blk::{Blk, FLUSH, Framing, IOERR, OK, Request};
 use tests::guest::memory::Ram;
 
-const READ: Op = Op::Read { offset: 0 };
-const WRITE: Op = Op::Write { offset: 0, durable: false };
+const READ: Op = Op::Read { offset: 0, bytes: 0 };
+const WRITE: Op = Op::Write { offset: 0, bytes: 0, fua: false };
 const FEATURE_FLUSH: u64 = 1 << 9;
 const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Epoll];
 
-/// What a test and the storage share.
-#[derive(Default)]
+/// What a test and the leaf share.
+#[derive(Debug, Default)]
 struct Plan {
-    /// Jobs that were started.
-    jobs: Vec<Op>,
+    /// Calls that came.
+    calls: Vec<Op>,
     /// Answers to give instead of the host's to operations of this kind, in this order.
     answers: VecDeque<(Op, Result<u32, Errno>)>,
+    /// The leaf says that it cannot make a write durable by itself.
+    without_fua: bool,
 }
 
+#[derive(Debug)]
 struct Faulty {
-    file: File,
+    file: Arc<dyn Volume>,
     plan: Arc<Mutex<Plan>>,
 }
 
-impl Storage for Faulty {
-    fn size_bytes(&self) -> u64 {
-        self.file.size_bytes()
+struct FaultyLayer {
+    file: Box<dyn Layer>,
+    plan: Arc<Mutex<Plan>>,
+}
+
+impl Volume for Faulty {
+    fn keeps(&self, below: &[Keeps]) -> Result<Keeps, String> {
+        let keeps = self.file.keeps(below)?;
+        Ok(Keeps { fua: keeps.fua && !self.plan.lock().unwrap().without_fua, ..keeps })
     }
 
-    fn block_bytes(&self) -> u32 {
-        self.file.block_bytes()
+    fn layer(&self) -> io::Result<Box<dyn Layer>> {
+        Ok(Box::new(FaultyLayer { file: self.file.layer()?, plan: Arc::clone(&self.plan) }))
+    }
+}
+
+impl Layer for FaultyLayer {
+    fn submit(&mut self, call: Call, host: &mut Host<'_>) -> Step {
+        self.plan.lock().unwrap().calls.push(call.op());
+        self.file.submit(call, host)
     }
 
-    fn is_read_only(&self) -> bool {
-        self.file.is_read_only()
-    }
-
-    fn start<O: Owner>(&self, job: Job<O>, host: &mut impl Host<O>) -> Step<O> {
-        self.plan.lock().unwrap().jobs.push(job.op());
-        self.file.start(job, host)
-    }
-
-    fn proceed<O: Owner>(
-        &self,
-        job: Job<O>,
-        mut answer: Result<u32, Errno>,
-        host: &mut impl Host<O>,
-    ) -> Step<O> {
+    fn answered(&mut self, call: Call, mut answer: Result<u32, Errno>, host: &mut Host<'_>) -> Step {
         let mut plan = self.plan.lock().unwrap();
-        let due = plan.answers.front().is_some_and(|(op, _)| discriminant(op) == discriminant(&job.op()));
+        let due = plan.answers.front().is_some_and(|(op, _)| op.kind() == call.kind());
         if due && let Some((_, instead)) = plan.answers.pop_front() {
             answer = instead;
         }
         drop(plan);
-        self.file.proceed(job, answer, host)
+        self.file.answered(call, answer, host)
     }
 }
 
@@ -88,17 +92,22 @@ struct Setup {
 
 impl Setup {
     fn new(engine: EngineKind, features: u64) -> Setup {
+        Setup::planned(engine, features, Plan::default())
+    }
+
+    fn planned(engine: EngineKind, features: u64, plan: Plan) -> Setup {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("disk.img");
         fs::write(&path, vec![0x11; 1 << 20]).unwrap();
         let image = Image { path, read_only: false, direct: false, block_bytes: 512 };
-        let plan = Arc::new(Mutex::new(Plan::default()));
-        let storage = Faulty { file: opened(&image), plan: Arc::clone(&plan) };
+        let plan = Arc::new(Mutex::new(plan));
+        let leaf = Arc::new(Faulty { file: opened(&image), plan: Arc::clone(&plan) });
+        let graph = Graph::of_leaf("disk", "debug/faulty", leaf).unwrap();
         let (here, there) = UnixStream::pair().unwrap();
         let (asked, never) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {
             let settings = Settings { engine, ..Settings::default() };
-            let mut server = Server::new(Device::new(storage, 1, ""), settings, &Kept::default()).unwrap();
+            let mut server = Server::new(Device::new(graph, 1, ""), settings, &Kept::default()).unwrap();
             server.serve(Endpoint::Connected(there), asked.as_fd()).unwrap();
             drop(never);
         });
@@ -112,8 +121,8 @@ impl Setup {
         self.plan.lock().unwrap().answers.push_back((op, result));
     }
 
-    fn jobs(&self) -> Vec<Op> {
-        std::mem::take(&mut self.plan.lock().unwrap().jobs)
+    fn calls(&self) -> Vec<Op> {
+        std::mem::take(&mut self.plan.lock().unwrap().calls)
     }
 
     fn image(&self) -> Vec<u8> {
@@ -139,7 +148,7 @@ fn a_driver_that_flushes_gets_its_writes_from_the_cache_5_2_6_2() {
     let mut setup = Setup::new(EngineKind::Auto, u64::MAX);
     assert_eq!(setup.blk.write(8, &[1; 512]).unwrap().status, Some(OK));
     assert_eq!(setup.blk.flush().unwrap().status, Some(OK));
-    assert_eq!(setup.jobs(), [Op::Write { offset: 4096, durable: false }, Op::Sync]);
+    assert_eq!(setup.calls(), [Op::Write { offset: 4096, bytes: 512, fua: false }, Op::Flush]);
 }
 
 #[test]
@@ -148,12 +157,23 @@ fn every_write_is_durable_for_a_driver_that_does_not_flush_5_2_6_2() {
         let mut setup = Setup::new(engine, !FEATURE_FLUSH);
         assert_eq!(setup.blk.write(8, &[1; 512]).unwrap().status, Some(OK));
         assert_eq!(setup.blk.read(8, 512).unwrap().data, [1; 512]);
-        assert_eq!(
-            setup.jobs(),
-            [Op::Write { offset: 4096, durable: false }, Op::Sync, Op::Read { offset: 4096 }]
-        );
-        // A write whose sync fails was not done.
-        setup.answer(Op::Sync, Err(Errno::IO));
+        let write = Op::Write { offset: 4096, bytes: 512, fua: true };
+        assert_eq!(setup.calls(), [write, Op::Read { offset: 4096, bytes: 512 }]);
+        setup.answer(write, Err(Errno::IO));
+        assert_eq!(setup.blk.write(8, &[2; 512]).unwrap().status, Some(IOERR));
+        setup.all_answers_were_used();
+    }
+}
+
+#[test]
+fn what_cannot_write_durably_is_flushed_after_each_write_5_2_6_2() {
+    for engine in ENGINES {
+        let plan = Plan { without_fua: true, ..Plan::default() };
+        let mut setup = Setup::planned(engine, !FEATURE_FLUSH, plan);
+        assert_eq!(setup.blk.write(8, &[1; 512]).unwrap().status, Some(OK));
+        assert_eq!(setup.calls(), [Op::Write { offset: 4096, bytes: 512, fua: false }, Op::Flush]);
+        // A write whose flush fails was not done.
+        setup.answer(Op::Flush, Err(Errno::IO));
         assert_eq!(setup.blk.write(8, &[2; 512]).unwrap().status, Some(IOERR));
         setup.all_answers_were_used();
     }
@@ -163,7 +183,7 @@ fn every_write_is_durable_for_a_driver_that_does_not_flush_5_2_6_2() {
 fn k17_after_a_failed_flush_all_flushes_fail_and_data_still_flows() {
     for engine in ENGINES {
         let mut setup = Setup::new(engine, u64::MAX);
-        setup.answer(Op::Sync, Err(Errno::IO));
+        setup.answer(Op::Flush, Err(Errno::IO));
         assert_eq!(setup.blk.flush().unwrap().status, Some(IOERR));
         setup.all_answers_were_used();
         for _ in 0..3 {
@@ -242,12 +262,12 @@ fn a_flush_that_comes_with_data_syncs_once() {
     let flush = Request { data_out: vec![1; 512], data_in: 512, ..Request::bare(FLUSH) };
     let answer = setup.blk.run(&flush, &Framing::joined()).unwrap();
     assert_eq!((answer.status, answer.data), (Some(OK), vec![0; 512]));
-    assert_eq!(setup.jobs(), [Op::Sync]);
+    assert_eq!(setup.calls(), [Op::Flush]);
 }
 
 /// An image as a process has it that is its own keeper.
-fn opened(image: &Image) -> File {
+fn opened(image: &Image) -> Arc<dyn Volume> {
     let mut opened = Opened::default();
-    File::prepare(image, &mut opened).unwrap();
-    File::open(image, &opened.into_kept().0).unwrap()
+    image.prepare("disk", &mut opened).unwrap();
+    image.volume(image.find("disk", &opened.into_kept().0).unwrap())
 }

@@ -68,10 +68,16 @@ impl Queue {
     /// As [`Queue::close`], and those of a worker before us are left to the next, if they are marked anywhere: `true`.
     pub(crate) fn suspend(&mut self) -> bool {
         self.close();
-        if self.tracker.is_some() {
+        self.suspended = self.tracker.is_some();
+        if self.suspended {
             self.replays.clear();
         }
-        self.tracker.is_some()
+        self.suspended
+    }
+
+    /// Whether requests that are not over are to be kept ([`Queue::keep`]) instead of waited for.
+    pub fn is_suspended(&self) -> bool {
+        self.suspended
     }
 
     /// Gives back, as if malformed, what nobody wants to serve again. Nothing is in flight.
@@ -95,7 +101,7 @@ impl Queue {
     }
 
     /// Lets go of a request that stays marked in the in-flight region: whoever serves the ring next serves it.
-    pub(crate) fn keep(&mut self, Request(mut flight): Request) {
+    pub fn keep(&mut self, Request(mut flight): Request) {
         self.release(&mut flight);
         self.store(flight);
     }

@@ -16,7 +16,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, Uid, fchown, link
 use rustix::io::Errno;
 
 use super::{Problem, directory};
-use crate::lock::{LockError, Ways};
+use crate::storage::lock::{LockError, Ways};
 
 /// Who may do what with an image: its owner, all.
 const MODE: u32 = 0o600;

@@ -21,7 +21,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use crate::graph::options::{in_units, size};
-use crate::lock::Holder;
+use crate::storage::lock::Holder;
 use crate::tool::say;
 use draft::Draft;
 use fill::Stop;

@@ -5,6 +5,7 @@
 //! Promises: it is a tree: each volume but the top has exactly one above it. Refuses, by the volume's name: what uses
 //! itself or what comes later, is used twice or not at all, or does not fit on what is below.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use thiserror::Error;
@@ -40,8 +41,10 @@ pub struct Misfit {
 pub struct Graph {
     parts: Vec<Part>,
     above: Vec<Option<u16>>,
-    /// What each keeps, and the top's for the data path.
+    /// What each keeps.
     keeps: RwLock<Vec<Keeps>>,
+    /// The top's, for the data path.
+    size_bytes: AtomicU64,
 }
 
 impl Graph {
@@ -51,8 +54,17 @@ impl Graph {
     /// The first that does not fit.
     pub fn new(parts: Vec<Part>) -> Result<Graph, Misfit> {
         let above = above(&parts)?;
-        let keeps = RwLock::new(keeps(&parts)?);
-        Ok(Graph { parts, above, keeps })
+        let keeps = keeps(&parts)?;
+        let size_bytes = keeps.last().map_or(0, |top| top.size_bytes).into();
+        Ok(Graph { parts, above, keeps: RwLock::new(keeps), size_bytes })
+    }
+
+    /// A disk that is one leaf.
+    ///
+    /// # Errors
+    /// It does not like its options.
+    pub fn of_leaf(name: &str, kind: &'static str, leaf: Arc<dyn Volume>) -> Result<Graph, Misfit> {
+        Graph::new(vec![Part { name: name.into(), kind, volume: leaf, subvolumes: Vec::new() }])
     }
 
     /// The volumes and their numbers, subvolumes first.
@@ -80,15 +92,21 @@ impl Graph {
         self.keeps(self.top()).unwrap_or_else(|| Keeps::plain(0, 512))
     }
 
+    /// Bytes of the disk: one load.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Relaxed)
+    }
+
     /// Looks again at how large everything is. The disk's size as it was and is.
     ///
     /// # Errors
     /// Volumes that do not fit any more; all stays as it was.
     pub fn look_again(&self) -> Result<(u64, u64), Misfit> {
         self.parts.iter().for_each(|part| part.volume.look_again());
-        let (before, now) = (self.disk().size_bytes, keeps(&self.parts)?);
+        let now = keeps(&self.parts)?;
+        let size_bytes = now.last().map_or(0, |top| top.size_bytes);
         *self.keeps.write().unwrap_or_else(PoisonError::into_inner) = now;
-        Ok((before, self.disk().size_bytes))
+        Ok((self.size_bytes.swap(size_bytes, Ordering::Relaxed), size_bytes))
     }
 
     /// The first volume that sees an operation which is sent to this one.

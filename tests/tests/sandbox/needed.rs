@@ -20,12 +20,14 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::OpenptFlags;
 use serde_json::{Value, json};
 use tests::daemon::Launch;
+use tests::frontend::Wants;
 use tests::guest::blk::{FLUSH, Framing, Request};
 use tests::guest::console::Console;
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
 use tests::machine::{BLK, CONSOLE, Device, Machine, QUEUE_SIZE, RAM_BYTES, RNG};
 use tests::manager::Manager;
 use tests::wait;
+use virtio_bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
 
 use super::trace::{Call, calls, traced};
 
@@ -141,6 +143,15 @@ impl Watched {
         self.machine.frontend.stop(self.machine.device.queue).unwrap();
     }
 
+    /// A driver whose every write is durable when it completes.
+    fn serve_one_who_does_not_flush(&mut self) {
+        let ram = Ram::with(&[(RAM_BASE, RAM_BYTES)], Backing::Unsealed);
+        let wants = Wants { features: !(1 << VIRTIO_BLK_F_FLUSH), ..self.machine.device.wants() };
+        self.machine.connect(&ram, wants).unwrap();
+        self.serve();
+        self.machine.hang_up();
+    }
+
     /// Stopped and continued while it waits, for a client that is not done among others.
     fn pause(&self) {
         let path = self.machine.daemon.dir().join("own.control");
@@ -221,6 +232,9 @@ fn life(device: Device, options: &[&str]) -> Vec<Call> {
         daemon.serve();
     }
     daemon.machine.hang_up();
+    if daemon.machine.device.binary == BLK.binary {
+        daemon.serve_one_who_does_not_flush();
+    }
     daemon.end()
 }
 

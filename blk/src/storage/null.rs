@@ -1,0 +1,66 @@
+//! `storage/null`: nothing. Reads give zeros, what is written is forgotten.
+//!
+//! In: calls. Out: outcomes, at once: what a graph costs without a host below it.
+
+use std::io;
+
+use backends::memory::Segment;
+
+use crate::call::Call;
+use crate::graph::{Host, Layer, Sees, Step, Volume};
+use crate::op::{Bounds, Extent, ExtentKind, Keeps, Op};
+
+/// What reads are filled with, in pieces of this size.
+const ZEROS: [u8; 4096] = [0; 4096];
+
+/// A disk of this size that keeps nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Null {
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Bytes of a logical block.
+    pub block_bytes: u32,
+}
+
+impl Volume for Null {
+    fn keeps(&self, _: &[Keeps]) -> Result<Keeps, String> {
+        let all = Some(Bounds { max_bytes: self.size_bytes, align_bytes: self.block_bytes });
+        Ok(Keeps {
+            discard: all,
+            zeroes: all,
+            unmap: true,
+            extents: true,
+            ..Keeps::plain(self.size_bytes, self.block_bytes)
+        })
+    }
+
+    fn sees(&self) -> Sees {
+        Sees::DOWN
+    }
+
+    fn layer(&self) -> io::Result<Box<dyn Layer>> {
+        Ok(Box::new(*self))
+    }
+}
+
+impl Layer for Null {
+    fn submit(&mut self, mut call: Call, _: &mut Host<'_>) -> Step {
+        match call.op() {
+            Op::Read { .. } => call.data().iter().copied().for_each(fill_with_zeros),
+            Op::Extents { bytes, .. } => call.set_extent(Extent { kind: ExtentKind::Hole, bytes }),
+            Op::Write { .. }
+            | Op::Flush
+            | Op::Discard { .. }
+            | Op::Zeroes { .. }
+            | Op::SecureErase { .. } => {}
+        }
+        Step::Up(call, Ok(()))
+    }
+}
+
+/// Fills memory of the guest's, or of a layer's own.
+pub fn fill_with_zeros(mut segment: Segment) {
+    while !segment.is_empty() {
+        segment.take_front(ZEROS.len()).copy_from(&ZEROS);
+    }
+}
