@@ -30,7 +30,7 @@ fn volumes_stand_one_after_the_other_and_calls_are_cut_at_the_border() {
     assert_eq!(disk.read(4096, 8192).unwrap(), data);
     assert_eq!(disk.read(8192, 512).unwrap(), data[4096..4608]);
     assert_eq!(disk.read(0, 512).unwrap(), [255; 512]);
-    disk.run(Op::Zeroes { offset: 7680, bytes: 1024, unmap: false, fua: false }).unwrap();
+    disk.run(Op::Zeroes { offset: 7680, bytes: 1024, unmap: false }).unwrap();
     assert_eq!(disk.read(7680, 1024).unwrap(), [0; 1024]);
 }
 
@@ -72,7 +72,7 @@ fn ranges_are_where_they_are_said_to_be() {
 fn an_extent_is_told_up_to_the_border() {
     let (a, b) = (Ram::new(4096, 512), Ram::new(4096, 512));
     let mut disk = Disk::new(&graph(&[&a, &b], None).unwrap());
-    disk.run(Op::Zeroes { offset: 3072, bytes: 2048, unmap: true, fua: false }).unwrap();
+    disk.run(Op::Zeroes { offset: 3072, bytes: 2048, unmap: true }).unwrap();
     let zero = |bytes| Some(Extent { kind: ExtentKind::Zero, bytes });
     assert_eq!(disk.answer(Op::Extents { offset: 3072, bytes: 5120 }).extent, zero(1024));
     assert_eq!(disk.answer(Op::Extents { offset: 4096, bytes: 4096 }).extent, zero(1024));

@@ -76,7 +76,7 @@ mod tests {
         for op in [
             Op::Write { offset: 0, bytes: 512, fua: false },
             Op::Discard { offset: 0, bytes: 512 },
-            Op::Zeroes { offset: 0, bytes: 512, unmap: true, fua: true },
+            Op::Zeroes { offset: 0, bytes: 512, unmap: true },
             Op::SecureErase { offset: 0, bytes: 512 },
         ] {
             assert_eq!(disk.run(op), Err(Errno::ROFS), "{op:?}");
