@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use tests::fuzz::TARGETS;
 use tests::fuzz::seeds::seeds;
 
-const MAX_FILES: usize = 300;
+const MAX_FILES: usize = 400;
 const MAX_BYTES: usize = 1 << 20;
 
 fn folder(target: &str) -> PathBuf {
@@ -63,6 +63,11 @@ fn packed() {
 #[test]
 fn inflight() {
     replay("inflight");
+}
+
+#[test]
+fn volfile() {
+    replay("volfile");
 }
 
 #[test]

@@ -125,7 +125,7 @@ enum Problem {
         "a quote begins or ends within a word; put all of the word in quotes, with \\\" for a quote in it"
     )]
     Glued,
-    #[error("\\{0} stands for nothing; in quotes, write \\\\ for \\ and \\\" for \"")]
+    #[error("\\{} stands for nothing; in quotes, write \\\\ for \\ and \\\" for \"", .0.escape_debug())]
     Escape(char),
     #[error("character {} cannot be seen; take it out", .0.escape_unicode())]
     Unseen(char),

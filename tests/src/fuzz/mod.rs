@@ -7,6 +7,7 @@
 //! split, packed  a driver's writes to a ring of its own, chains taken and given back
 //! play           what the two rings have in common; walk, shadow: what must come of it, found another way
 //! inflight       any content of an in-flight region, under any ring
+//! volfile        any text of a graph of volumes
 //! seeds          an input for each message and each hostile case, to begin from
 //! ```
 //! In: any bytes. Out: nothing, or a panic that says which promise was broken. Each body compares the code under
@@ -22,18 +23,20 @@ pub mod seeds;
 pub mod session;
 mod shadow;
 pub mod split;
+pub mod volfile;
 mod walk;
 
 /// A body: it panics where a promise is broken.
 pub type Body = fn(&[u8]);
 
 /// Each target by its name.
-pub const TARGETS: [(&str, Body); 5] = [
+pub const TARGETS: [(&str, Body); 6] = [
     ("session", session::session),
     ("memory", memory::memory),
     ("split", split::split),
     ("packed", packed::packed),
     ("inflight", inflight::inflight),
+    ("volfile", volfile::volfile),
 ];
 
 /// What is left of an input; past its end there are zeros.

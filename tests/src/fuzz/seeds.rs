@@ -16,6 +16,7 @@ pub fn seeds(target: &str) -> Vec<Seed> {
         "split" => named(&SPLIT),
         "packed" => named(&PACKED),
         "inflight" => super::inflight_seeds::seeds(),
+        "volfile" => named(&super::volfile::SEEDS.map(|(name, text)| (name, text.as_bytes()))),
         _ => Vec::new(),
     }
 }
