@@ -102,6 +102,11 @@ impl Ram {
         self.shared.lock().unwrap().bytes[offset..offset + count].to_vec()
     }
 
+    /// Changes what it holds behind everybody's back.
+    pub fn tamper(&self, offset: usize, bytes: &[u8]) {
+        self.shared.lock().unwrap().bytes[offset..offset + bytes.len()].copy_from_slice(bytes);
+    }
+
     /// Kinds of all calls that came.
     pub fn seen(&self) -> Vec<OpKind> {
         self.shared.lock().unwrap().seen.iter().map(Op::kind).collect()
@@ -375,6 +380,11 @@ impl Disk {
     pub fn stop(&mut self, how: Release) {
         self.tree.stop(QUEUE, how, &mut self.engine);
         self.collect();
+    }
+
+    /// The queue begins again.
+    pub fn start(&mut self) {
+        self.tree.start(QUEUE);
     }
 }
 

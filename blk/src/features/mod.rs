@@ -1,6 +1,7 @@
 //! Translators that make a disk out of others: what goes in is what a guest asked for, what comes out is the same for
 //! those below, and each promises upward no more than they keep.
 
+pub mod crypt;
 pub mod cut;
 pub mod join;
 pub mod map;

@@ -20,6 +20,7 @@ use crate::{debug, features};
 pub static KINDS: &[&Kind] = &[
     &debug::delay_gen::KIND,
     &debug::error_gen::KIND,
+    &features::crypt::KIND,
     &features::map::KIND,
     &features::offset::KIND,
     &features::read_only::KIND,
