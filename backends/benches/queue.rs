@@ -2,7 +2,7 @@
 //! thread that is their driver, too.
 //!
 //! Variants, run in turn each round: split and packed rings, each without and with an in-flight region. A round is
-//! 20,480 requests in turns of 128, short enough not to be interrupted; nothing sleeps, interrupts or crosses a CPU. Output: one JSON object a line and
+//! 20,480 requests, 128 made available at a time, short enough not to be interrupted; nothing sleeps, interrupts or crosses a CPU. Output: one JSON object a line and
 //! variant, with the least of all rounds, which on a busy machine is what says most.
 //!
 //! `cargo bench -p backends --bench queue -- [ROUNDS] [VARIANT]`; under `valgrind --tool=callgrind` with one round.
@@ -21,8 +21,8 @@ use backends::ring::{Layout, Ring};
 use backends::stats::QueueStats;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-const TURNS: u32 = 160;
-const TURN: u16 = 128;
+const OFFERS: u32 = 160;
+const OFFER: u16 = 128;
 const SIZE: u16 = 512;
 /// Of a request: header, data, status.
 const SLOTS: u16 = 3;
@@ -70,19 +70,24 @@ fn round(packed: bool, tracked: bool) -> f64 {
     let mut driver = Driver::new(&ram, packed);
     let mut queue = queue(ram, packed, tracked);
     let began = Instant::now();
-    for _ in 0..TURNS {
+    for _ in 0..OFFERS {
         driver.offer();
-        queue.begin_turn();
-        while let Some(request) = queue.next() {
-            answer(&mut queue, request);
-        }
-        queue.flush();
-        queue.end_turn(true);
+        while turn(&mut queue) {}
     }
     let ns = began.elapsed().as_secs_f64() * 1e9;
-    let requests = TURNS * u32::from(TURN);
+    let requests = OFFERS * u32::from(OFFER);
     assert_eq!(queue.stats().get(backends::stats::Count::Requests), u64::from(requests));
     ns / f64::from(requests)
+}
+
+/// As a worker's. Whether another one is due.
+fn turn(queue: &mut Queue) -> bool {
+    queue.begin_turn();
+    while let Some(request) = queue.next() {
+        answer(queue, request);
+    }
+    queue.flush();
+    queue.end_turn(true)
 }
 
 fn queue(ram: OwnedFd, packed: bool, tracked: bool) -> Queue {
@@ -137,7 +142,7 @@ impl Driver {
         let ram = Area::map(ram.try_clone().expect("a descriptor"), RAM_BYTES, 0).expect("memory");
         let driver = Driver { ram, packed, next: 0, lap: true };
         if !packed {
-            for number in 0..TURN {
+            for number in 0..OFFER {
                 for (nth, (addr, len, write)) in (0..).zip(buffers(number)) {
                     let at = number * SLOTS + nth;
                     let flags = if nth + 1 < SLOTS { write | NEXT } else { write };
@@ -146,19 +151,19 @@ impl Driver {
                 }
             }
             for at in 0..SIZE {
-                driver.ram.put_u16(AVAILABLE + 4 + usize::from(at) * 2, at % TURN * SLOTS);
+                driver.ram.put_u16(AVAILABLE + 4 + usize::from(at) * 2, at % OFFER * SLOTS);
             }
         }
         driver
     }
 
-    /// Makes a turn's requests available; those before have come back.
+    /// Makes the next requests available; those before have come back.
     fn offer(&mut self) {
         if !self.packed {
-            self.next = self.next.wrapping_add(TURN);
+            self.next = self.next.wrapping_add(OFFER);
             return self.ram.store_u16(AVAILABLE + 2, self.next, Ordering::Release);
         }
-        for number in 0..TURN {
+        for number in 0..OFFER {
             for (nth, (addr, len, write)) in (0..).zip(buffers(number)) {
                 let chained = if nth + 1 < SLOTS { NEXT } else { 0 };
                 let flags = chained | write | if self.lap { PACKED_AVAIL } else { PACKED_USED };

@@ -47,13 +47,15 @@ pub use request::Request;
 pub use setup::{QueueSetup, WriteLog};
 use timing::Timing;
 
-/// Requests that one turn takes at most, so that a ring that is never empty leaves time for the others.
-const TURN_BUDGET: u16 = 256;
+/// Requests that one turn takes at most: a ring that is never empty leaves time for the others, and a driver gets some
+/// of a long queue back, to work on, while the host has the rest.
+const TURN_BUDGET: u16 = 64;
 /// Requests given back that wait to be published at most: the driver works on them while we go on with the rest.
 /// A whole turn at once would leave each side asleep while the other works.
 const MAX_BATCH: u64 = 16;
-/// Bytes of requests after which a turn takes no more: a device may have to touch each of them.
-const TURN_BYTES: u64 = 16 << 20;
+/// Bytes of requests after which a turn takes no more: a device may have to touch each of them, or the host copy them
+/// before the first is given back.
+const TURN_BYTES: u64 = 1 << 20;
 /// Buffers that a queue's requests in flight may have before no more are taken: what a long queue of long
 /// chains could otherwise make us hold is gigabytes.
 const MAX_SEGMENTS: usize = 1 << 16;

@@ -25,6 +25,10 @@ use crate::sys;
 
 /// Entries of the submission queue; a full one is submitted early.
 const ENTRIES: u32 = 256;
+/// Entries that are submitted as soon as so many wait, while the host has at most [`FEW`] operations: it begins with
+/// them while the rest is prepared.
+const EARLY: usize = 8;
+const FEW: usize = 16;
 /// Completions that wait without overflowing: every request of a few full queues, and kicks.
 const COMPLETIONS: u32 = 4096;
 
@@ -150,6 +154,16 @@ impl Uring {
             list.extend_from_slice(owner.segments().get(..sys::MAX_SEGMENTS).unwrap_or(owner.segments()));
             let entry = operation(Fd(fd), op, list).user_data(u64::from(key));
             self.push(entry);
+            self.hurry(slab.len());
+        }
+    }
+
+    /// Submits early what a host with little to do can begin with.
+    fn hurry(&mut self, in_flight: usize) {
+        let waiting = self.ring.submission().len();
+        if waiting >= EARLY && in_flight.saturating_sub(waiting) <= FEW {
+            // Whatever is wrong, the next wait will tell.
+            let _ = self.ring.submit();
         }
     }
 
