@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 use backends::engine::{Alarm, Engine, EngineKind, Event};
 use backends::memory::Segment;
 use backends::memory::own::Buffer;
+use backends::opened::Opened;
 use rustix::io::Errno;
 
 use crate::call::Call;
 use crate::features::cut::{gather, scatter};
 use crate::graph::build::{Misfit, Part};
 use crate::graph::error::GraphError;
-use crate::graph::options::{Setting, Values};
+use crate::graph::options::{Bad, Setting, Values};
+use crate::graph::registry::{Kind, Made, Openings, Purpose};
 use crate::graph::volfile::VolumeText;
 use crate::graph::{Graph, Host, Layer, Outcome, Release, Step, Tree, Volume};
 use crate::op::{Bounds, Extent, ExtentKind, Keeps, Op, OpKind};
@@ -277,6 +279,7 @@ impl Disk {
     /// Begins an operation; [`Disk::wait`] knows it by the number.
     pub fn begin(&mut self, op: Op, data: &[Segment]) -> u64 {
         self.begun += 1;
+        self.tree.woke();
         let mut call = self.tree.pool().piece(QUEUE, op, data.iter().copied());
         call.push(MARK | self.begun);
         self.tree.begin(call, &mut self.engine);
@@ -404,4 +407,13 @@ pub fn values(settings: &'static [Setting], options: &[(&str, &str)]) -> Result<
     text.options
         .extend((1..).zip(options).map(|(line, (key, value))| ((*key).into(), (*value).into(), line)));
     text.values(settings)
+}
+
+/// A volume of a kind, prepared and made as a daemon does it.
+pub fn made<T>(kind: &Kind, values: &Values, make: fn(&Made<'_>) -> Result<T, Bad>) -> Result<T, Bad> {
+    let mut opened = Opened::default();
+    let mut openings = Openings { volume: "v", purpose: Purpose::Serve, opened: &mut opened };
+    kind.prepare.map_or(Ok(()), |prepare| prepare(values, &mut openings))?;
+    let (kept, _made) = opened.into_kept();
+    make(&Made { volume: "v", values, subvolumes: &["below"], kept: &kept })
 }

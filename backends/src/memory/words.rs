@@ -46,6 +46,12 @@ impl Words {
         Ok((words.ok_or(io::ErrorKind::OutOfMemory)?, fd))
     }
 
+    /// The first words of a file that others map as well, and may cut short: what is behind its end then reads as zeros
+    /// and is written for nobody (`guard`). `None`: it has fewer.
+    pub fn shared(fd: OwnedFd, count: usize) -> Option<Words> {
+        Area::map(fd, bytes(count), 0).ok().map(|area| Words(Place::Shared(area)))
+    }
+
     /// The words of a file that [`Words::create`] made, for as many; `None`: it is not one.
     pub fn of(fd: OwnedFd, count: usize) -> Option<Words> {
         let size = u64::try_from(fstat(&fd).ok()?.st_size).ok()?;
@@ -67,7 +73,7 @@ impl Deref for Words {
             Place::Shared(area) => {
                 let count = area.len().checked_div(WORD_BYTES).unwrap_or(0);
                 // SAFETY: an area is mapped for as long as it lives, and at a multiple of 8 (`Area::map`); its file cannot
-                // shrink; every bit of an atomic may be anything, and nobody writes here but by atomics.
+                // shrink, or is guarded; every bit of an atomic may be anything, and nobody writes here but by atomics.
                 unsafe { std::slice::from_raw_parts(area.segment.as_ptr().cast(), count) }
             }
         }
@@ -93,6 +99,18 @@ mod tests {
         assert_eq!((again.len(), again[599].load(Relaxed), again[0].load(Relaxed)), (600, 7, 0));
         again[0].store(1, Relaxed);
         assert_eq!(words[0].load(Relaxed), 1);
+    }
+
+    #[test]
+    fn words_are_shared_and_a_file_that_is_cut_short_ends_nothing() {
+        let fd = memfd(4096);
+        let [one, other] = [0, 1].map(|_| Words::shared(fd.try_clone().unwrap(), 8).unwrap());
+        one[7].store(3, Relaxed);
+        assert_eq!(other[7].load(Relaxed), 3);
+        ftruncate(&fd, 0).unwrap();
+        one[7].store(4, Relaxed);
+        assert_eq!(other[7].load(Relaxed), 0);
+        assert!(Words::shared(fd, 8).is_none());
     }
 
     #[test]

@@ -104,9 +104,17 @@ pub struct Latency {
 
 impl Latency {
     /// Words in which it is kept.
-    pub(super) const WORDS: usize = 2 + BUCKETS;
+    pub const WORDS: usize = 2 + BUCKETS;
 
-    pub(super) fn read(words: &[AtomicU64]) -> Latency {
+    /// One more request, counted by the only one who writes to these words.
+    pub fn record(words: &[AtomicU64], ns: u64) {
+        let mut moments = Moments::default();
+        moments.push(0, 0);
+        moments.settle(ns, 1, words);
+    }
+
+    /// What was counted in these words.
+    pub fn read(words: &[AtomicU64]) -> Latency {
         let word = |at: usize| words.get(at).map_or(0, |word| word.load(Relaxed));
         Latency { sum_ns: word(0), max_ns: word(1), buckets: std::array::from_fn(|at| word(2 + at)) }
     }

@@ -2,7 +2,9 @@
 
 pub mod delay_gen;
 pub mod error_gen;
+pub mod io_stats;
 pub mod tally;
+pub mod trace;
 
 use crate::graph::error::{Shown, nearest};
 use crate::graph::options::{Bad, Preset, Setting, Type, Values};

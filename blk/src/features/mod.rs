@@ -7,6 +7,7 @@ pub mod join;
 pub mod map;
 pub mod offset;
 pub mod read_only;
+pub mod throttle;
 
 use crate::op::Keeps;
 

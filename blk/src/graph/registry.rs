@@ -20,10 +20,13 @@ use crate::{debug, features};
 pub static KINDS: &[&Kind] = &[
     &debug::delay_gen::KIND,
     &debug::error_gen::KIND,
+    &debug::io_stats::KIND,
+    &debug::trace::KIND,
     &features::crypt::KIND,
     &features::map::KIND,
     &features::offset::KIND,
     &features::read_only::KIND,
+    &features::throttle::KIND,
 ];
 
 /// Opens what a volume needs.
