@@ -8,7 +8,7 @@ use backends::opened::Opened;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::device::Blk;
-use crate::graph::Graph;
+use crate::source::Source;
 use crate::storage::image::Image;
 use crate::tool::BlkTool;
 use crate::wire::ID_BYTES;
@@ -16,15 +16,16 @@ use crate::wire::ID_BYTES;
 /// Most queues: a vhost-user message names one by a byte, and more than CPUs are of no use to a guest.
 const MAX_QUEUES: i64 = 256;
 
-/// Name of the one volume of a disk that is one image.
-const IMAGE: &str = "image";
-
 /// What the command line adds to the options of every daemon.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
     /// The disk: a raw image file or a block device; nobody else may use it meanwhile
-    #[arg(long, alias = "blk-file", value_name = "PATH")]
-    pub image: PathBuf,
+    #[arg(long, alias = "blk-file", value_name = "PATH", required_unless_present = "graph")]
+    pub image: Option<PathBuf>,
+
+    /// The disk: a graph of volumes; try `outboard-blk graph --help`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "read_only", "direct", "block_size"])]
+    pub graph: Option<PathBuf>,
 
     /// Refuse writes, and share the image with others that only read it
     #[arg(long)]
@@ -52,11 +53,13 @@ impl Program for Options {
     type Tool = BlkTool;
     const NAME: &'static str = "outboard-blk";
     const TYPE: &'static str = "block";
-    const ABOUT: &'static str = "vhost-user block device: a raw image as the disk of one virtual machine";
+    const ABOUT: &'static str = "vhost-user block device: the disk of one virtual machine";
     const POLICY: &'static str = include_str!("../policy/seccomp.policy");
     const EXAMPLES: &'static str = "Examples:\n  \
         outboard-blk --socket-path /run/outboard/vm1/blk.sock \\\n      \
         --image /srv/vm1.img --queues 4\n  \
+        outboard-blk --socket-path /run/outboard/vm1/blk.sock \\\n      \
+        --graph /etc/outboard/vm1.vol\n  \
         outboard run ... --device blk,socket=/run/outboard/vm1/blk.sock\n  \
         qemu-system-x86_64 ... \\\n      \
         -chardev socket,id=disk,path=/run/outboard/vm1/blk.sock \\\n      \
@@ -64,27 +67,30 @@ impl Program for Options {
     const CAPABILITIES: &'static [&'static str] = &["read-only", "blk-file"];
 
     fn check(&self) -> Result<(), Failure> {
-        Ok(self.image().check()?)
+        self.source().check()
     }
 
     fn prepare(&self, opened: &mut Opened) -> Result<(), Failure> {
-        Ok(self.image().prepare(IMAGE, opened)?)
+        self.source().prepare(opened)
     }
 
     fn open(self, kept: &Kept) -> Result<Blk, Failure> {
-        let image = self.image();
-        let graph = Graph::of_leaf(IMAGE, "storage/file", image.volume(image.find(IMAGE, kept)?));
-        Ok(Blk::new(graph.map_err(Failure::option)?, self.queues, &self.serial))
+        let (_, graph) = self.source().find(kept)?;
+        Ok(Blk::new(graph, self.queues, &self.serial))
     }
 }
 
 impl Options {
-    fn image(&self) -> Image {
-        Image {
-            path: self.image.clone(),
-            read_only: self.read_only,
-            direct: self.direct,
-            block_bytes: self.block_size,
+    fn source(&self) -> Source {
+        match (&self.graph, &self.image) {
+            (Some(path), _) => Source::Graph(path.clone()),
+            (None, image) => Source::Image(Image {
+                // One of the two is there.
+                path: image.clone().unwrap_or_default(),
+                read_only: self.read_only,
+                direct: self.direct,
+                block_bytes: self.block_size,
+            }),
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod features;
 pub mod graph;
 pub mod op;
 pub mod request;
+pub mod source;
 pub mod storage;
 pub mod tool;
 pub mod wire;

@@ -14,10 +14,13 @@ use serde_json::{Value, json};
 
 use super::Volume;
 use super::options::{Bad, Setting, Values};
-use crate::{debug, features};
+use crate::{debug, features, storage};
 
 /// All of them, leaves first, then as they are called.
 pub static KINDS: &[&Kind] = &[
+    &storage::file::KIND,
+    &storage::mem::KIND,
+    &storage::null::KIND,
     &debug::delay_gen::KIND,
     &debug::error_gen::KIND,
     &debug::io_stats::KIND,

@@ -20,6 +20,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -31,11 +32,78 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
-use super::image::Found;
+use super::image::{Found, Image};
 use super::transfer::{Next, after};
 use crate::call::{Call, Transfer};
+use crate::graph::options::{Preset, Setting, Type, Values};
+use crate::graph::registry::{Kind, Purpose};
 use crate::graph::{Host, Layer, Outcome, Sees, Step, Volume};
 use crate::op::{Bounds, Extent, ExtentKind, Keeps, Op};
+
+/// What can be set.
+const OPTIONS: &[Setting] = &[
+    Setting {
+        name: "path",
+        kind: Type::Path,
+        preset: Preset::Required,
+        about: "A raw image file or a block device; nobody else may use it meanwhile",
+    },
+    Setting {
+        name: "read-only",
+        kind: Type::Bool,
+        preset: Preset::Is("off"),
+        about: "Refuse writes, and share the image with others that only read it",
+    },
+    Setting {
+        name: "direct",
+        kind: Type::Bool,
+        preset: Preset::Is("off"),
+        about: "Pass the host's page cache by (O_DIRECT)",
+    },
+    BLOCK_SIZE,
+];
+
+/// Of all leaves.
+pub(super) const BLOCK_SIZE: Setting = Setting {
+    name: "block-size",
+    kind: Type::Enum(&["512", "4096"]),
+    preset: Preset::Is("512"),
+    about: "Bytes of a logical block",
+};
+
+/// How it is written in a graph.
+pub static KIND: Kind = Kind {
+    name: "storage/file",
+    about: "A raw image file or a block device",
+    subvolumes: 0..=0,
+    options: OPTIONS,
+    prepare: Some(|values, openings| {
+        let image = image(values);
+        match openings.purpose {
+            Purpose::Serve => image.prepare(openings.volume, openings.opened)?,
+            Purpose::Look => image.look(openings.volume, openings.opened)?,
+        }
+        Ok(())
+    }),
+    make: |made| {
+        let image = image(made.values);
+        Ok(image.volume(image.find(made.volume, made.kept)?))
+    },
+};
+
+fn image(values: &Values) -> Image {
+    Image {
+        path: values.path("path").map(PathBuf::from).unwrap_or_default(),
+        read_only: values.bool("read-only"),
+        direct: values.bool("direct"),
+        block_bytes: block_bytes(values),
+    }
+}
+
+/// What [`BLOCK_SIZE`] says.
+pub(super) fn block_bytes(values: &Values) -> u32 {
+    values.word("block-size").and_then(|word| word.parse().ok()).unwrap_or(512)
+}
 
 /// Zeros of one write, where a range is filled by writing.
 const FILL_BYTES: u64 = 1 << 20;
@@ -118,7 +186,7 @@ impl File {
     }
 
     /// The file system has refused to.
-    fn cannot(&self, room: Room) {
+    pub(super) fn cannot(&self, room: Room) {
         match room {
             Room::Hole => self.no_holes.store(true, Ordering::Relaxed),
             Room::Zeros => self.no_zeros.store(true, Ordering::Relaxed),

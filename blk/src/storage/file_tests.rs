@@ -158,7 +158,7 @@ fn what_is_no_image_is_refused_with_a_cure() {
     told(&dir.path().join("none.img"), "truncate -s");
     told(dir.path(), "a directory");
     told(&make(dir.path(), 0), "empty");
-    told(&make(dir.path(), 1000), "no multiple of --block-size 512");
+    told(&make(dir.path(), 1000), "no multiple of block-size 512");
     told(Path::new("/dev/null"), "neither a file nor a block device");
 }
 
@@ -168,7 +168,7 @@ fn a_size_must_fit_the_block_size_asked_for() {
     let image = image(&make(dir.path(), 4096 + 512));
     assert_eq!(open(&image).unwrap().size_bytes, 4608);
     let (message, code) = refusal(&Image { block_bytes: 4096, ..image });
-    assert!(message.contains("--block-size 4096") && code == 2, "{message}");
+    assert!(message.contains("block-size 4096") && code == 2, "{message}");
 }
 
 #[test]

@@ -24,12 +24,14 @@ use thiserror::Error;
 use super::file::{File, Shape};
 use super::lock::{LockError, Ways};
 use crate::graph::Volume;
+use crate::graph::options::Bad;
+use crate::graph::registry::name;
 
-/// What is opened for a volume: the image by way of the page cache, and past it.
-const CACHED: &str = "image";
+/// What is opened for a volume, by [`name`]: the image by way of the page cache, and past it.
+pub(super) const CACHED: &str = "image";
 const DIRECT: &str = "direct";
 /// An eventfd that is raised once the host has lost writes to the image.
-const LOST: &str = "lost";
+pub(super) const LOST: &str = "lost";
 /// What the host's files are written in.
 const PAGE_BYTES: u32 = 4096;
 
@@ -60,19 +62,19 @@ enum Problem {
     Missing,
     #[error("this is {0}; give a raw image file or a block device")]
     Kind(&'static str),
-    #[error("cannot open it for writing: {0}; let this user write to it, or add --read-only")]
+    #[error("cannot open it for writing: {0}; let this user write to it, or make it read-only")]
     NotWritable(io::Error),
     #[error("cannot open it: {0}; let this user read it")]
     Open(io::Error),
     #[error("it is empty; give it the size of the disk, for example by truncate -s 10G")]
     Empty,
     #[error(
-        "its {bytes} bytes are no multiple of --block-size {block}; enlarge it by truncate -s %{block}, or use another block size"
+        "its {bytes} bytes are no multiple of block-size {block}; enlarge it by truncate -s %{block}, or use another block size"
     )]
     Size { bytes: u64, block: u32 },
-    #[error("its file system does not take --direct: {0}; leave --direct out")]
+    #[error("its file system does not take direct I/O: {0}; leave direct out")]
     NotDirect(io::Error),
-    #[error("it takes --direct in blocks of {0} bytes only; add --block-size {0}, or leave --direct out")]
+    #[error("it takes direct I/O in blocks of {0} bytes only; set block-size to {0}, or leave direct out")]
     DirectBlocks(u32),
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -91,6 +93,13 @@ impl From<ImageError> for Failure {
             Problem::Open(_) | Problem::NotWritable(_) | Problem::Lock(_) => Failure::host(error),
             _ => Failure::option(error),
         }
+    }
+}
+
+impl From<ImageError> for Bad {
+    fn from(error: ImageError) -> Bad {
+        let bad = Bad::option("path", &error.problem);
+        bad.with_code(Failure::from(error).code)
     }
 }
 
@@ -132,6 +141,22 @@ impl Image {
             Ok(())
         };
         prepare().map_err(|problem: Problem| problem.of(self))
+    }
+
+    /// Opens an image for `volume` to be looked at: it is not locked, somebody may be serving it.
+    ///
+    /// # Errors
+    /// [`ImageError`]
+    pub fn look(&self, volume: &str, opened: &mut Opened) -> Result<(), ImageError> {
+        let mut look = || {
+            let ways = open_both(&Image { read_only: true, ..self.clone() })?;
+            let lost = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| Problem::Open(errno.into()))?;
+            opened.insert(&name(volume, LOST), lost);
+            ways.cached.into_iter().for_each(|fd| opened.insert(&name(volume, CACHED), fd));
+            ways.direct.into_iter().for_each(|fd| opened.insert(&name(volume, DIRECT), fd));
+            Ok(())
+        };
+        look().map_err(|problem: Problem| problem.of(self))
     }
 
     /// Whether the image could be served if nobody else used it.
@@ -179,11 +204,6 @@ impl Found {
         let told = told.filter(|bytes| bytes.is_power_of_two()).unwrap_or(PAGE_BYTES);
         told.clamp(block_bytes, PAGE_BYTES.max(block_bytes))
     }
-}
-
-/// Name of a descriptor that was opened for a volume.
-fn name(volume: &str, what: &str) -> String {
-    format!("blk.{volume}.{what}")
 }
 
 /// An image that can be served, and the way past the page cache if that is asked for.

@@ -3,15 +3,54 @@
 //! In: calls. Out: outcomes, at once: what a graph costs without a host below it.
 
 use std::io;
+use std::sync::Arc;
 
 use backends::memory::Segment;
 
+use super::file::{BLOCK_SIZE, block_bytes};
 use crate::call::Call;
+use crate::graph::options::{Bad, Preset, Setting, Type, Values};
+use crate::graph::registry::Kind;
 use crate::graph::{Host, Layer, Sees, Step, Volume};
 use crate::op::{Bounds, Extent, ExtentKind, Keeps, Op};
 
 /// What reads are filled with, in pieces of this size.
 const ZEROS: [u8; 4096] = [0; 4096];
+
+/// What can be set of leaves without a file.
+pub(super) const OPTIONS: &[Setting] = &[
+    Setting {
+        name: "size",
+        kind: Type::Size(4096..=1 << 60),
+        preset: Preset::Required,
+        about: "Of the disk: whole blocks",
+    },
+    BLOCK_SIZE,
+];
+
+/// How it is written in a graph.
+pub static KIND: Kind = Kind {
+    name: "storage/null",
+    about: "Nothing: reads give zeros, what is written is forgotten",
+    subvolumes: 0..=0,
+    options: OPTIONS,
+    prepare: None,
+    make: |made| {
+        Ok(Arc::new(Null { size_bytes: size_bytes(made.values)?, block_bytes: block_bytes(made.values) }))
+    },
+};
+
+/// The size that was asked for.
+pub(super) fn size_bytes(values: &Values) -> Result<u64, Bad> {
+    let (size, block) = (values.number("size").unwrap_or(0), block_bytes(values));
+    if !size.is_multiple_of(block.into()) {
+        return Err(Bad::option(
+            "size",
+            format_args!("it is no multiple of block-size {block}; give whole blocks"),
+        ));
+    }
+    Ok(size)
+}
 
 /// A disk of this size that keeps nothing.
 #[derive(Clone, Copy, Debug)]
