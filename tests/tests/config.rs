@@ -48,6 +48,7 @@ const DAEMONS: [Daemon; 3] = [
         command: command::<outboard_blk::config::Options>,
         own: &[
             ("image", "'@/disk.img'"),
+            ("graph", "'@/disk.vol'"),
             ("read-only", "true"),
             ("direct", "true"),
             ("queues", "4"),
@@ -74,13 +75,16 @@ impl Daemon {
         let launch = Launch::new(self.name);
         let disk = std::fs::File::create(launch.dir().join("disk.img")).unwrap();
         disk.set_len(1 << 20).unwrap();
+        let graph = "volume disk\n type storage/mem\n option size 1M\nend-volume\n";
+        std::fs::write(launch.dir().join("disk.vol"), graph).unwrap();
         let file = write(launch.dir(), text);
         launch.args(["--config".to_owned(), file])
     }
 
     /// The needed line unless `key` takes its place, and one on line 2 that says `key = value`.
     fn with(&self, (key, value): Row) -> Launch {
-        let alone = self.name == "outboard-console" && self.own.iter().any(|own| own.0 == key);
+        let is_side = self.name == "outboard-console" && self.own.iter().any(|own| own.0 == key);
+        let alone = is_side || key == "graph";
         let needed = if alone || self.needed.starts_with(key) { "" } else { self.needed };
         self.launch(&format!("{needed}\n{key} = {value}\n"))
     }

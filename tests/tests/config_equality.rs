@@ -200,7 +200,9 @@ fn saying(arg: &Arg) -> BoxedStrategy<Saying> {
 fn sayings(program: &Command) -> BoxedStrategy<Vec<Saying>> {
     let keys: Vec<&str> = keys(program).collect();
     let args = program.get_arguments().filter(|arg| arg.get_long().is_some_and(|name| keys.contains(&name)));
-    let (needed, others): (Vec<&Arg>, Vec<&Arg>) = args.partition(|arg| arg.is_required_set());
+    // A disk is an image or a graph: without one of them nothing can be used.
+    let is_needed = |arg: &&Arg| arg.is_required_set() || arg.get_id() == "image";
+    let (needed, others): (Vec<&Arg>, Vec<&Arg>) = args.partition(is_needed);
     let needed: Vec<_> = needed.into_iter().map(saying).collect();
     let others: Vec<_> = others.into_iter().map(saying).collect();
     let some = subsequence(others, 0..=MOST).prop_flat_map(|some| some);

@@ -1,0 +1,103 @@
+//! `outboard-blk --graph`: a disk of several volumes, served by the daemon to the guest double.
+
+use std::fs;
+use std::path::Path;
+
+use tests::daemon::{Daemon, Launch};
+use tests::frontend::{Frontend, Wants};
+use tests::guest::blk::{Blk, IOERR, OK};
+use tests::guest::memory::Ram;
+
+const RAM_BYTES: u64 = 64 << 20;
+/// Of each of two images; the disk is a window on both.
+const IMAGE_BYTES: usize = 1 << 20;
+/// Where the window begins.
+const START: usize = 4096;
+
+/// Two images, one behind the other, without their first page.
+fn graph(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "volume a\n type storage/file\n option path {dir}/a.img\nend-volume\n\
+         volume b\n type storage/file\n option path {dir}/b.img\n option direct off\nend-volume\n\
+         volume both\n type features/map\n subvolumes a b\nend-volume\n\
+         volume window\n type features/offset\n option offset 4K\n subvolumes both\nend-volume\n"
+    )
+}
+
+fn launch(text: impl Fn(&Path) -> String) -> Launch {
+    let launch = Launch::new("outboard-blk");
+    let dir = launch.dir().to_owned();
+    for (name, byte) in [("a.img", 1), ("b.img", 2)] {
+        fs::write(dir.join(name), vec![byte; IMAGE_BYTES]).unwrap();
+    }
+    fs::write(dir.join("disk.vol"), text(&dir)).unwrap();
+    launch.args(["--graph", &dir.join("disk.vol").display().to_string()])
+}
+
+fn session(daemon: &Daemon) -> (Frontend, Blk) {
+    let mut frontend = Frontend::session(daemon.socket(), &Ram::new(RAM_BYTES), Wants::default()).unwrap();
+    let blk = Blk::new(frontend.start_new(0, 64).unwrap());
+    (frontend, blk)
+}
+
+#[test]
+fn a_graph_is_a_disk_over_the_death_of_its_worker() {
+    for engine in ["io-uring", "epoll"] {
+        let daemon = launch(graph).args(["--engine", engine]).serve().unwrap();
+        let (_frontend, mut blk) = session(&daemon);
+        // What stands behind the end of the first image and before the beginning of the second.
+        let border = u64::try_from((IMAGE_BYTES - START) / 512).unwrap();
+        let read = blk.read(border - 1, 1024).unwrap();
+        assert_eq!(
+            (read.status, &read.data[..512], &read.data[512..]),
+            (Some(OK), &[1; 512][..], &[2; 512][..])
+        );
+        assert_eq!(blk.write(border - 1, &[7; 1024]).unwrap().status, Some(OK));
+        daemon.kill_worker();
+        assert_eq!(blk.read(border - 1, 1024).unwrap().data, [7; 1024]);
+        assert_eq!(blk.flush().unwrap().status, Some(OK));
+        let [a, b] = ["a.img", "b.img"].map(|name| fs::read(daemon.dir().join(name)).unwrap());
+        assert_eq!((&a[IMAGE_BYTES - 512..], &b[..512]), (&[7; 512][..], &[7; 512][..]));
+        assert!(a[..IMAGE_BYTES - 512].iter().all(|byte| *byte == 1), "the window begins behind it");
+        let sectors = u64::try_from((2 * IMAGE_BYTES - START) / 512).unwrap();
+        assert_eq!(blk.read(sectors - 1, 512).unwrap().status, Some(OK));
+        assert_eq!(blk.read(sectors, 512).unwrap().status, Some(IOERR));
+    }
+}
+
+#[test]
+fn a_disk_in_memory_lasts_as_long_as_its_daemon() {
+    let mem = |_: &Path| "volume m\n type storage/mem\n option size 1M\nend-volume\n".to_owned();
+    let daemon = launch(mem).serve().unwrap();
+    let (_frontend, mut blk) = session(&daemon);
+    assert_eq!(blk.write(5, &[9; 512]).unwrap().status, Some(OK));
+    daemon.kill_worker();
+    assert_eq!(blk.read(5, 512).unwrap().data, [9; 512]);
+    assert_eq!(blk.read(6, 512).unwrap().data, [0; 512]);
+}
+
+#[test]
+fn two_daemons_do_not_serve_one_image_by_two_graphs() {
+    let daemon = launch(graph).serve().unwrap();
+    let path = daemon.dir().join("other.vol");
+    let image = daemon.dir().join("b.img").display().to_string();
+    fs::write(&path, format!("volume x\n type storage/file\n option path {image}\nend-volume\n")).unwrap();
+    let exit = Launch::new("outboard-blk").args(["--graph", &path.display().to_string()]).start().wait_exit();
+    assert_eq!(exit.code, Some(4), "{}", exit.stderr);
+    assert!(exit.stderr.contains("other.vol:3: volume x: option path"), "{}", exit.stderr);
+    assert!(exit.stderr.contains("uses it"), "{}", exit.stderr);
+}
+
+#[test]
+fn what_is_wrong_with_a_graph_is_told_by_its_line() {
+    for (text, code, told) in [
+        ("volume a\n type storage/fil\nend-volume\n", 2, "disk.vol:2: "),
+        ("volume a\n type storage/file\n option path /none.img\nend-volume\n", 2, "there is no such file"),
+        ("volume a\n type storage/mem\n option size 5000\nend-volume\n", 2, "no multiple of block-size 512"),
+    ] {
+        let exit = launch(|_| text.to_owned()).start().wait_exit();
+        assert_eq!(exit.code, Some(code), "{}", exit.stderr);
+        assert!(exit.stderr.contains(told) && exit.stderr.lines().count() == 1, "{}", exit.stderr);
+    }
+}
