@@ -26,4 +26,6 @@ pub mod tool;
 pub mod wire;
 
 #[cfg(test)]
+mod oracle_tests;
+#[cfg(test)]
 mod testing;

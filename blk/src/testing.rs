@@ -165,13 +165,14 @@ impl RamLayer {
         let (offset, bytes) = call.op().range().unwrap_or((0, 0));
         let (from, to) = (usize::try_from(offset).unwrap(), usize::try_from(offset + bytes).unwrap());
         let place = &mut shared.bytes[from..to];
+        let block = usize::try_from(self.ram.keeps.block_bytes).unwrap();
         match call.op() {
             Op::Read { .. } => scatter(place, call.data()),
             Op::Write { .. } => gather(call.data(), place),
             Op::Flush => shared.unflushed = 0,
             Op::Discard { .. } => place.fill(FORGOTTEN),
             Op::Zeroes { .. } | Op::SecureErase { .. } => place.fill(0),
-            Op::Extents { .. } => call.set_extent(extent(place)),
+            Op::Extents { .. } => call.set_extent(extent(place, block)),
         }
         shared.unflushed += usize::from(call.op().alters());
         call.advance(usize::try_from(bytes).unwrap());
@@ -195,12 +196,13 @@ impl RamLayer {
     }
 }
 
-fn extent(place: &[u8]) -> Extent {
-    let is_zero = |byte: &u8| *byte == 0;
-    let first = place.first().is_some_and(is_zero);
-    let bytes = place.iter().take_while(|byte| is_zero(byte) == first).count().next_multiple_of(512);
-    let kind = if first && bytes <= place.len() { ExtentKind::Zero } else { ExtentKind::Data };
-    Extent { kind, bytes: bytes.min(place.len()) as u64 }
+/// Blocks that are alike, from the first on.
+fn extent(place: &[u8], block: usize) -> Extent {
+    let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+    let first = place.chunks(block).next().is_some_and(is_zero);
+    let blocks = place.chunks(block).take_while(|block| is_zero(block) == first).count();
+    let kind = if first { ExtentKind::Zero } else { ExtentKind::Data };
+    Extent { kind, bytes: (blocks * block) as u64 }
 }
 
 impl Layer for RamLayer {

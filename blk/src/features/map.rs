@@ -32,7 +32,7 @@ use crate::call::Call;
 use crate::graph::options::{Bad, Preset, Setting, Type, size};
 use crate::graph::registry::Kind;
 use crate::graph::{Host, Layer, Outcome, Step, Volume};
-use crate::op::{Bounds, Keeps, Lifetime, Op, OpKind};
+use crate::op::{Bounds, Extent, ExtentKind, Keeps, Lifetime, Op, OpKind};
 
 /// Marks the word of a piece; the rest is its call. Of other calls it is where they were, which is less.
 const PIECE: u64 = 1 << 63;
@@ -117,6 +117,8 @@ struct Table {
     /// Sorted, without gaps from 0 on.
     ranges: Vec<(u64, Range)>,
     below: usize,
+    /// Bytes of a block of the disk: that of a subvolume may be smaller.
+    block: u64,
 }
 
 impl Map {
@@ -126,7 +128,7 @@ impl Map {
     }
 
     /// The table for subvolumes of these sizes.
-    fn table(&self, below: &[Keeps]) -> Table {
+    fn table(&self, below: &[Keeps], block: u32) -> Table {
         let whole = |(at, keeps): (usize, &Keeps)| Range { below: at, offset: 0, bytes: keeps.size_bytes };
         let all = || below.iter().enumerate().map(whole).collect();
         let mut ranges: Vec<Range> = self.ranges.clone().unwrap_or_else(all);
@@ -139,7 +141,11 @@ impl Map {
             *next = start.saturating_add(range.bytes);
             Some(start)
         });
-        Table { ranges: places.zip(ranges.iter().copied()).collect(), below: below.len() }
+        Table {
+            ranges: places.zip(ranges.iter().copied()).collect(),
+            below: below.len(),
+            block: block.into(),
+        }
     }
 
     /// Bytes of all ranges, if they fit.
@@ -239,7 +245,7 @@ impl Volume for Map {
     fn keeps(&self, below: &[Keeps]) -> Result<Keeps, String> {
         let least = least(below).ok_or("it stands on nothing; give it subvolumes")?;
         let size_bytes = self.size_on(below, least.block_bytes)?;
-        let table = self.table.get_or_init(|| Arc::new(self.table(below)));
+        let table = self.table.get_or_init(|| Arc::new(self.table(below, least.block_bytes)));
         self.check_growth(table, below)?;
         // A larger unit is one of the disk only if no border cuts it.
         let fits = |unit: u32| {
@@ -293,7 +299,7 @@ impl Layer for MapLayer {
     fn submit(&mut self, mut call: Call, host: &mut Host<'_>) -> Step {
         let Some((offset, bytes)) = call.op().range() else { return self.everywhere(call, host) };
         match self.table.front(offset, bytes) {
-            Some(front) if front.bytes == bytes => {
+            Some(front) if front.bytes == bytes && call.kind() != OpKind::Extents => {
                 call.push(offset);
                 call.set_op(call.op().at(front.offset, bytes));
                 Step::To(front.below, call)
@@ -312,7 +318,7 @@ impl Layer for MapLayer {
         }
         let at = usize::try_from(word & !PIECE).unwrap_or(usize::MAX);
         if let (Some(extent), Some(whole)) = (call.extent(), self.joins.call(at)) {
-            whole.set_extent(extent);
+            whole.set_extent(in_blocks(extent, self.table.block));
         }
         host.end(call);
         self.settle(at, outcome)
@@ -363,6 +369,15 @@ impl MapLayer {
 
     fn settle(&mut self, at: usize, outcome: Outcome) -> Step {
         self.joins.done(at, outcome).map_or(Step::Held, |(call, outcome)| Step::Up(call, outcome))
+    }
+}
+
+/// What can be said of whole blocks: one that is not all the same is data.
+fn in_blocks(extent: Extent, block: u64) -> Extent {
+    let rest = extent.bytes.checked_rem(block).unwrap_or(0);
+    match extent.bytes.saturating_sub(rest) {
+        0 => Extent { kind: ExtentKind::Data, bytes: block },
+        bytes => Extent { bytes, ..extent },
     }
 }
 
