@@ -38,6 +38,8 @@ const OFFSET: usize = 8;
 const LENGTH: usize = 16;
 const WRITE_FLAGS: usize = 32;
 const DATA: usize = 40;
+/// Of a descriptor, or of one write; `OFlags::DSYNC` has the bit of O_SYNC besides.
+const O_DSYNC: u32 = 0o10000;
 /// FUSE_ASYNC_READ, FUSE_BIG_WRITES, FUSE_ASYNC_DIO: direct I/O does not wait for its answer.
 const FLAGS: u32 = 1 | 1 << 5 | 1 << 15;
 const MAX_WRITE: u32 = 128 << 10;
@@ -208,7 +210,7 @@ fn take(served: &impl Serve, answers: &Answers, bytes: &[u8]) {
 /// What is asked of the disk, if it is that.
 fn io(code: u32, args: &[u8]) -> Option<Io> {
     let at = || usize::try_from(long(args, OFFSET)).unwrap_or(usize::MAX);
-    let durable = || OFlags::from_bits_retain(word(args, WRITE_FLAGS)).contains(OFlags::DSYNC);
+    let durable = || word(args, WRITE_FLAGS) & O_DSYNC != 0;
     match code {
         READ => Some(Io::Read { at: at(), bytes: word(args, LENGTH) as usize }),
         WRITE => Some(Io::Write { at: at(), data: args[DATA..].to_vec(), durable: durable() }),
