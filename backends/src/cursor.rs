@@ -34,6 +34,26 @@ impl Chain {
         Some(out)
     }
 
+    /// The readable part in records of `N` bytes, without taking them off: the driver may have changed them when they
+    /// are taken. What is left over after the last whole record is not told.
+    pub fn records<const N: usize>(&self) -> impl Iterator<Item = [u8; N]> {
+        let mut segments = self.readable().iter().copied();
+        let mut current = segments.next();
+        std::iter::from_fn(move || {
+            let mut out = [0; N];
+            let mut rest = out.as_mut_slice();
+            while !rest.is_empty() {
+                let segment = current.as_mut()?;
+                let count = segment.take_front(rest.len()).copy_to(rest);
+                rest = rest.get_mut(count..)?;
+                if segment.is_empty() {
+                    current = segments.next();
+                }
+            }
+            Some(out)
+        })
+    }
+
     /// Writes `bytes` at the front of the writable part and takes that room off it.
     pub fn write_front(&mut self, bytes: &[u8]) -> Option<()> {
         let mut rest = bytes;

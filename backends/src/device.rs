@@ -41,6 +41,11 @@ pub trait Device: Send + Sync + 'static {
         false
     }
 
+    /// The driver has acknowledged these features.
+    fn negotiated(&self, features: u64) {
+        let _ = features;
+    }
+
     /// Whether requests may be promised to go back in order (VIRTIO_F_IN_ORDER). It binds every queue: not for a
     /// device where one slow request would hold the others.
     fn in_order(&self) -> bool {
@@ -87,7 +92,7 @@ pub trait Device: Send + Sync + 'static {
         let _ = text;
     }
 
-    /// Back to where it began; no queue is running.
+    /// Back to where it began: the driver resets it, or there is another front-end. No queue is running.
     fn reset(&self) {}
 
     /// What another daemon needs to go on for this one (DEVICE_STATE); no queue is running.

@@ -1,10 +1,9 @@
 //! The block device: takes requests from queues, sends them through the graph as calls, answers them.
 //!
-//! In: requests of the driver. Out: the same requests with data, status and true lengths. The mode of the
-//! write cache is decided here and nowhere else: a driver that acknowledged VIRTIO_BLK_F_FLUSH flushes when
-//! it wants writes durable; for any other, each write is durable before it completes (virtio 1.3 §5.2.6.2), by itself
-//! where the graph keeps that, or by a flush after it. A flush covers all writes that were completed before it was made
-//! available.
+//! In: requests of the driver. Out: the same requests with data, status and true lengths. Where [`crate::cache`] says
+//! that a write must be durable when it completes, it is so by itself if the graph keeps that, or by a flush after it. A
+//! flush covers all writes that were completed before it was made available. A request of several ranges is several calls,
+//! one after the other; the first that fails ends it.
 //!
 //! Promises: a request is answered when its call is over, and only then; one that is cancelled because its queue is
 //! suspended stays in flight for whoever serves the ring next.
@@ -34,15 +33,15 @@ use rustix::io::Errno;
 use serde_json::{Map, Value};
 
 use crate::answer::Pending;
+use crate::cache::Cache;
 use crate::call::Call;
 use crate::graph::tree::Outside;
 use crate::graph::{Graph, Outcome, Release, Tree};
+use crate::offer;
 use crate::op::{Keeps, Op};
-use crate::request::{Command, Limits, Parsed, parse};
-use crate::wire::{Config, ID_BYTES, Status, driver_flushes, feature_name, features};
+use crate::request::{Command, Fate, Parsed, next_range, parse};
+use crate::wire::{self, ID_BYTES, MAX_REQUEST_BYTES, Status};
 
-/// Longest chain: what one request can make a worker touch before anybody else gets a turn.
-const MAX_REQUEST_BYTES: u64 = 1 << 30;
 /// Goes off at once, for calls that were over while another queue had its turn. Those of volumes have their numbers.
 const LATE: Timer = Timer(u16::MAX);
 
@@ -50,6 +49,7 @@ const LATE: Timer = Timer(u16::MAX);
 #[derive(Debug)]
 pub struct Blk {
     graph: Arc<Graph>,
+    cache: Arc<Cache>,
     queues: u16,
     id: [u8; ID_BYTES],
 }
@@ -59,7 +59,7 @@ impl Blk {
     pub fn new(graph: Graph, queues: u16, serial: &str) -> Blk {
         let mut id = [0; ID_BYTES];
         id.iter_mut().zip(serial.bytes()).for_each(|(to, byte)| *to = byte);
-        Blk { graph: Arc::new(graph), queues, id }
+        Blk { graph: Arc::new(graph), cache: Arc::default(), queues, id }
     }
 }
 
@@ -67,7 +67,7 @@ impl Device for Blk {
     type Handler = Worker;
 
     fn features(&self) -> u64 {
-        features(self.graph.disk().read_only)
+        offer::features(&self.graph.disk())
     }
 
     fn queues(&self) -> u16 {
@@ -75,20 +75,53 @@ impl Device for Blk {
     }
 
     fn config(&self) -> Vec<u8> {
-        let Keeps { size_bytes, block_bytes, .. } = self.graph.disk();
-        Config { size_bytes, block_bytes, queues: self.queues }.to_bytes().to_vec()
+        offer::config(&self.graph.disk(), self.queues, self.cache.keeps_back()).to_vec()
+    }
+
+    /// The mode of the cache, and nothing else. A driver that wants no cache any more finds all that it has written
+    /// durable.
+    fn set_config(&self, offset: usize, data: &[u8]) -> bool {
+        let write_back = match data {
+            [mode @ (0 | 1)] if offset == offer::WRITEBACK => *mode == 1,
+            _ => return false,
+        };
+        let before = self.cache.save();
+        self.cache.choose(write_back);
+        let durable = write_back || self.graph.make_durable().is_ok();
+        durable || !self.cache.load(before)
+    }
+
+    fn negotiated(&self, features: u64) {
+        self.cache.negotiated(features);
+    }
+
+    fn reset(&self) {
+        self.cache.reset();
+    }
+
+    fn save(&self) -> Vec<u8> {
+        vec![self.cache.save()]
+    }
+
+    fn load(&self, state: &[u8]) -> bool {
+        match state {
+            [] => true,
+            [mode] => self.cache.load(*mode),
+            _ => false,
+        }
     }
 
     fn feature_name(&self, bit: u32) -> Option<&'static str> {
-        feature_name(bit)
+        offer::feature_name(bit)
     }
 
     fn state(&self) -> Map<String, Value> {
         let (disk, id) = (self.graph.disk(), self.id.split(|byte| *byte == 0).next().unwrap_or_default());
-        let members: [(&str, Value); 4] = [
+        let members: [(&str, Value); 5] = [
             ("size_bytes", disk.size_bytes.into()),
             ("block_bytes", disk.block_bytes.into()),
             ("read_only", disk.read_only.into()),
+            ("write_back", self.cache.keeps_back().into()),
             ("serial", String::from_utf8_lossy(id).into()),
         ];
         Map::from_iter(members.map(|(name, value)| (name.to_owned(), value)))
@@ -110,8 +143,8 @@ impl Device for Blk {
 
     fn handler(&self) -> std::io::Result<Worker> {
         let (graph, tree) = (Arc::clone(&self.graph), Tree::of(&self.graph)?);
-        let Keeps { fua, read_only, .. } = graph.disk();
-        Ok(Worker { graph, tree, fua, read_only, id: self.id, late: Vec::new() })
+        let (keeps, cache) = (graph.disk(), Arc::clone(&self.cache));
+        Ok(Worker { graph, tree, keeps, cache, id: self.id, late: Vec::new() })
     }
 }
 
@@ -120,10 +153,9 @@ impl Device for Blk {
 pub struct Worker {
     graph: Arc<Graph>,
     tree: Tree,
-    /// The graph makes a write durable when it is told to.
-    fua: bool,
-    /// Nothing may be written.
-    read_only: bool,
+    /// What the disk keeps, as of this turn.
+    keeps: Keeps,
+    cache: Arc<Cache>,
     id: [u8; ID_BYTES],
     /// Calls that were over in the turn of another queue.
     late: Vec<(Call, Outcome)>,
@@ -157,9 +189,9 @@ impl Handler for Worker {
 
     fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Call>) -> Turn {
         self.tree.start(queue.index());
-        let limits = self.limits();
+        self.keeps.size_bytes = self.graph.size_bytes();
         while let Some(mut request) = queue.next() {
-            match parse(&mut request, limits) {
+            match parse(&mut request, &self.keeps) {
                 Some(parsed) => self.serve(queue, request, parsed, io),
                 None => queue.abandon(request),
             }
@@ -168,7 +200,7 @@ impl Handler for Worker {
     }
 
     fn poisoned(&mut self, queue: &mut Queue, mut request: Request) {
-        match parse(&mut request, self.limits()) {
+        match parse(&mut request, &self.keeps) {
             Some(Parsed { status, room, .. }) => {
                 Pending { request, status, room }.answer(queue, Status::IoErr);
             }
@@ -196,24 +228,25 @@ impl Handler for Worker {
 }
 
 impl Worker {
-    fn limits(&self) -> Limits {
-        Limits { size_bytes: self.graph.size_bytes(), read_only: self.read_only }
-    }
-
     /// Answers a request or begins its call.
     fn serve(&mut self, queue: &mut Queue, mut request: Request, parsed: Parsed, io: &mut Io<'_, Call>) {
         let Parsed { status, room, command } = parsed;
         let op = match command {
             Ok(Command::Read { offset, bytes }) => Op::Read { offset, bytes },
             Ok(Command::Write { offset, bytes }) => {
-                Op::Write { offset, bytes, fua: self.fua && !driver_flushes(queue.features()) }
+                Op::Write { offset, bytes, fua: self.keeps.fua && self.writes_through(queue) }
             }
             Ok(Command::Flush) => Op::Flush,
-            Ok(Command::GetId) => {
-                // The room was checked when the request was parsed.
-                let _ = request.write_front(&self.id);
-                return Pending { request, status, room }.answer(queue, Status::Ok);
+            Ok(Command::GetId) => return told(queue, request, parsed, &self.id),
+            Ok(Command::GetLifetime) => {
+                let lifetime = wire::lifetime(self.keeps.lifetime.unwrap_or_default());
+                return told(queue, request, parsed, &lifetime);
             }
+            Ok(Command::Ranges(fate)) => match next_op(fate, &mut request, &self.keeps) {
+                Some(Ok(op)) => op,
+                Some(Err(refused)) => return Pending { request, status, room }.answer(queue, refused),
+                None => return Pending { request, status, room }.answer(queue, Status::Ok),
+            },
             Err(refused) => return Pending { request, status, room }.answer(queue, refused),
         };
         let pending = Pending { request, status, room };
@@ -248,22 +281,61 @@ impl Worker {
         }
     }
 
-    /// What comes after a call: for a write that must be durable, and is not by itself, a flush; otherwise the answer.
+    fn writes_through(&self, queue: &Queue) -> bool {
+        self.cache.writes_through(queue.features())
+    }
+
+    /// What a request still needs when an operation of it went well.
+    fn next(&self, call: &mut Call, queue: &Queue) -> Option<Result<Op, Status>> {
+        let fate = match call.op() {
+            Op::Read { .. } | Op::Write { fua: true, .. } | Op::Flush | Op::Extents { .. } => return None,
+            Op::Write { fua: false, .. } => None,
+            Op::Discard { .. } => Some(Fate::Discard),
+            Op::Zeroes { .. } => Some(Fate::Zeroes),
+            Op::SecureErase { .. } => Some(Fate::SecureErase),
+        };
+        let request = &mut call.pending_mut()?.request;
+        let range = fate.and_then(|fate| next_op(fate, request, &self.keeps));
+        // Of what was discarded there is nothing to keep.
+        let flush = fate != Some(Fate::Discard) && self.writes_through(queue);
+        range.or_else(|| flush.then_some(Ok(Op::Flush)))
+    }
+
+    /// What comes after a call: the next range, a flush for what must be durable and is not by itself, or the answer.
     fn follow(&mut self, queue: &mut Queue, mut call: Call, outcome: Outcome, io: &mut Io<'_, Call>) {
         failpoint::reach("blk.done");
         let op = call.op();
-        if outcome.is_ok() && matches!(op, Op::Write { fua: false, .. }) && !driver_flushes(queue.features())
-        {
-            call.set_op(Op::Flush);
-            return self.tree.begin(call, &mut Port(io));
+        let mut refused = None;
+        if outcome.is_ok() {
+            match self.next(&mut call, queue) {
+                Some(Ok(next)) => {
+                    call.set_op(next);
+                    return self.tree.begin(call, &mut Port(io));
+                }
+                Some(Err(status)) => refused = Some(status),
+                None => {}
+            }
         }
         let Some(pending) = self.tree.pool().end(call) else { return };
         match outcome {
+            Ok(()) if let Some(status) = refused => pending.answer(queue, status),
             Ok(()) => pending.done(queue, op),
             Err(Errno::CANCELED) if queue.is_suspended() => queue.keep(pending.request),
             Err(errno) => pending.answer(queue, failed(op, errno)),
         }
     }
+}
+
+/// Answers with these bytes; that there is room was seen when the request was parsed.
+fn told(queue: &mut Queue, mut request: Request, Parsed { status, room, .. }: Parsed, bytes: &[u8]) {
+    let _ = request.write_front(bytes);
+    Pending { request, status, room }.answer(queue, Status::Ok);
+}
+
+/// The next range that is not empty.
+fn next_op(fate: Fate, request: &mut Request, keeps: &Keeps) -> Option<Result<Op, Status>> {
+    let mut ranges = std::iter::from_fn(|| next_range(fate, request, keeps));
+    ranges.find(|range| !matches!(range.map(|op| op.range()), Ok(Some((_, 0)))))
 }
 
 /// The status for an error, which is logged now and then.

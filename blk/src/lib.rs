@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod answer;
+pub mod cache;
 pub mod call;
 #[allow(unsafe_code)]
 pub mod cipher;
@@ -18,6 +19,7 @@ pub mod debug;
 pub mod device;
 pub mod features;
 pub mod graph;
+pub mod offer;
 pub mod op;
 pub mod request;
 pub mod source;

@@ -65,10 +65,22 @@ pub struct Flush {
 struct Entry {
     /// When it was begun, which names it.
     generation: u64,
+    /// It made zeros.
+    zeros: bool,
     done: Option<u64>,
     replaced: Option<u64>,
     /// What replaced it is durable, so that it does not come back.
     gone: bool,
+}
+
+impl Entry {
+    fn begun(generation: u64, zeros: bool) -> Entry {
+        Entry { generation, zeros, done: None, replaced: None, gone: false }
+    }
+
+    fn content(&self, sector: u64) -> [u8; SECTOR_BYTES] {
+        if self.zeros { [0; SECTOR_BYTES] } else { content(sector, self.generation) }
+    }
 }
 
 /// The disk as it may be.
@@ -86,7 +98,7 @@ pub struct Oracle {
 impl Oracle {
     /// A disk of that many sectors, all of generation 0.
     pub fn new(sectors: u64) -> Oracle {
-        let first = Entry { generation: 0, done: Some(0), replaced: None, gone: false };
+        let first = Entry { done: Some(0), ..Entry::begun(0, false) };
         let sectors = (0..sectors).map(|_| vec![first]).collect();
         Oracle { sectors, clock: 0, reads: BTreeSet::new(), flushed: 0 }
     }
@@ -106,12 +118,25 @@ impl Oracle {
     /// # Panics
     /// Outside the disk.
     pub fn write(&mut self, first: u64, sectors: u64) -> (Write, Vec<u8>) {
+        let write = self.begin(first, sectors, false);
+        let data = (first..first + sectors).flat_map(|sector| content(sector, write.generation)).collect();
+        (write, data)
+    }
+
+    /// A write of zeroes begins.
+    ///
+    /// # Panics
+    /// Outside the disk.
+    pub fn zeroes(&mut self, first: u64, sectors: u64) -> Write {
+        self.begin(first, sectors, true)
+    }
+
+    fn begin(&mut self, first: u64, sectors: u64, zeros: bool) -> Write {
         let generation = self.tick();
-        for entries in self.range(first, sectors) {
-            entries.push(Entry { generation, done: None, replaced: None, gone: false });
-        }
-        let data = (first..first + sectors).flat_map(|sector| content(sector, generation)).collect();
-        (Write { generation, first, sectors }, data)
+        self.range(first, sectors)
+            .iter_mut()
+            .for_each(|entries| entries.push(Entry::begun(generation, zeros)));
+        Write { generation, first, sectors }
     }
 
     /// A write completed: what was complete when it began is replaced.
@@ -225,7 +250,7 @@ impl Oracle {
         self.check_after_power_loss(image)?;
         self.reads.clear();
         for (sector, (entries, bytes)) in (0..).zip(self.sectors.iter_mut().zip(image.chunks(SECTOR_BYTES))) {
-            entries.retain(|entry| content(sector, entry.generation) == bytes);
+            entries.retain(|entry| entry.content(sector) == bytes);
             for entry in entries {
                 *entry = Entry { done: entry.done.or(Some(self.clock)), replaced: None, ..*entry };
             }
@@ -251,15 +276,15 @@ impl Oracle {
         legal: impl Fn(&Entry) -> bool,
         mixed: bool,
     ) -> Result<(), Illegal> {
-        let entries = self.entries(sector).iter().filter(|entry| legal(entry));
-        let generations: Vec<u64> = entries.map(|entry| entry.generation).collect();
-        let contents: Vec<_> = generations.iter().map(|generation| content(sector, *generation)).collect();
+        let entries: Vec<&Entry> = self.entries(sector).iter().filter(|entry| legal(entry)).collect();
+        let contents: Vec<_> = entries.iter().map(|entry| entry.content(sector)).collect();
         let whole = contents.iter().any(|content| content == bytes);
         let of_some = |(at, byte): (usize, &u8)| contents.iter().any(|content| content[at] == *byte);
         if whole || mixed && bytes.iter().enumerate().all(of_some) {
             return Ok(());
         }
-        Err(Illegal { sector, found: describe(sector, bytes), legal: generations })
+        let legal = entries.iter().map(|entry| entry.generation).collect();
+        Err(Illegal { sector, found: describe(sector, bytes), legal })
     }
 
     fn entries(&self, sector: u64) -> &[Entry] {
@@ -297,6 +322,9 @@ fn describe(sector: u64, bytes: &[u8]) -> String {
     let word =
         |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
     let (says, generation) = (word(0), word(8));
+    if bytes.iter().all(|byte| *byte == 0) {
+        return "zeros".into();
+    }
     if bytes == content(says, generation) {
         return if says == sector {
             format!("generation {generation}")
@@ -329,6 +357,21 @@ mod tests {
         assert_eq!((data.as_slice(), legal(&oracle)), (&content(0, new)[..], vec![0, new]), "under way");
         oracle.written(write);
         assert_eq!(legal(&oracle), [new]);
+    }
+
+    #[test]
+    fn n3_zeros_replace_and_are_replaced_as_writes_are() {
+        let mut oracle = Oracle::new(1);
+        let zeros = [0; SECTOR_BYTES];
+        assert!(oracle.check_image(&zeros).is_err(), "nobody made them");
+        let write = oracle.zeroes(0, 1);
+        assert!(oracle.check_image(&zeros).is_ok() && oracle.check_image(&content(0, 0)).is_ok());
+        oracle.written(write);
+        assert_eq!(oracle.check_image(&content(0, 0)).unwrap_err().found, "generation 0");
+        let (write, data) = oracle.write(0, 1);
+        oracle.written(write);
+        assert!(oracle.check_image(&data).is_ok());
+        assert_eq!(oracle.check_image(&zeros).unwrap_err().found, "zeros");
     }
 
     #[test]

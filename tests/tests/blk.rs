@@ -2,13 +2,17 @@
 //! with bad ones (B01 to B08), and with a host that refuses.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tests::daemon::{Daemon, Exit, Launch};
 use tests::frontend::{Frontend, Wants};
-use tests::guest::blk::{self, Answer, Blk, Framing, IOERR, OK, Request, UNSUPP, capacity_sectors};
+use tests::guest::blk::{
+    self, Answer, Blk, DISCARD, Framing, IOERR, OK, Request, SECURE_ERASE, UNMAP, UNSUPP, WRITE_ZEROES,
+    capacity_sectors,
+};
 use tests::guest::chain::Chain;
 use tests::guest::format::RingKind;
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
@@ -220,7 +224,7 @@ fn b04_other_types_are_not_supported() {
     for rings in RINGS {
         let mut disk = Disk::boot_on(rings, &[]);
         let mut blk = disk.queue(0);
-        for kind in [2, 3, 5, 7, 9, 10, 11, 13, 14, 15, 16, 26, 0x8000_0000, 0x8000_0001, u32::MAX] {
+        for kind in [2, 3, 5, 7, 9, 10, 14, 15, 16, 26, 0x8000_0000, 0x8000_0001, u32::MAX] {
             let request = Request { kind, ..Request::write(0, &[9; 512]) };
             assert_eq!(blk.run(&request, &Framing::usual(0)).unwrap(), failed(UNSUPP, 0), "type {kind:#x}");
         }
@@ -235,6 +239,9 @@ fn b05_a_read_only_disk_is_not_written() {
         assert_ne!(disk.frontend.features() & 1 << 5, 0, "VIRTIO_BLK_F_RO is offered");
         let mut blk = disk.queue(0);
         assert_eq!(blk.write(0, &[9; 512]).unwrap(), failed(IOERR, 0));
+        for kind in [DISCARD, WRITE_ZEROES, SECURE_ERASE] {
+            assert_eq!(blk.ranges(kind, &[(0, 1, 0)]).unwrap(), failed(IOERR, 0), "type {kind}");
+        }
         assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)));
         assert_eq!(blk.flush().unwrap(), done(&[]));
         assert_eq!(disk.image(), disk.content);
@@ -252,26 +259,78 @@ fn b05_holds_for_a_driver_that_did_not_acknowledge_it() {
     }
 }
 
-/// Neither is offered, so no shape of them is served: too many segments, a length of no segments, bad flags.
+/// Too many ranges, bytes that are no range, bad flags, too long, past the end; also after one that is right.
 #[test]
-fn b06_discards_and_zeroes_of_any_shape_are_not_supported() {
-    const DISCARD: u32 = 11;
-    const WRITE_ZEROES: u32 = 13;
+fn b06_discards_and_zeroes_that_are_wrong_change_nothing() {
     for rings in RINGS {
         let mut disk = Disk::boot_on(rings, &[]);
         let mut blk = disk.queue(0);
-        // First sector, sectors, flags (virtio 1.3 §5.2.6).
-        let segment =
-            |flags: u32| [&0_u64.to_le_bytes()[..], &8_u32.to_le_bytes(), &flags.to_le_bytes()].concat();
-        for data in [segment(0), segment(1), segment(u32::MAX), segment(0).repeat(257), vec![0; 15], vec![]] {
+        let end = DISK_SECTORS;
+        for (range, status) in [
+            ((0, 8, 2), UNSUPP),
+            ((0, 8, u32::MAX), UNSUPP),
+            ((end, 1, 0), IOERR),
+            ((end - 1, 2, 0), IOERR),
+            ((u64::MAX, 1, 0), IOERR),
+            ((u64::MAX / 512, 8, 0), IOERR),
+            ((0, u32::MAX, 0), IOERR),
+        ] {
             for kind in [DISCARD, WRITE_ZEROES] {
-                let request = Request { kind, ..Request::write(0, &data) };
-                let answer = blk.run(&request, &Framing::usual(0)).unwrap();
-                assert_eq!(answer, failed(UNSUPP, 0), "type {kind}, {} bytes", data.len());
+                assert_eq!(blk.ranges(kind, &[range]).unwrap(), failed(status, 0), "type {kind} {range:?}");
+                assert_eq!(blk.ranges(kind, &[(0, 8, 0), range]).unwrap(), failed(status, 0), "{range:?}");
             }
+        }
+        assert_eq!(blk.ranges(DISCARD, &[(0, 8, UNMAP)]).unwrap(), failed(UNSUPP, 0));
+        for kind in [DISCARD, WRITE_ZEROES] {
+            assert_eq!(blk.ranges(kind, &vec![(0, 0, 0); 257]).unwrap(), failed(IOERR, 0));
+            for bytes in [1, 15, 17, 24] {
+                let request = Request { kind, ..Request::write(0, &vec![0; bytes]) };
+                assert_eq!(blk.run(&request, &Framing::usual(0)).unwrap(), failed(IOERR, 0), "{bytes} bytes");
+            }
+            assert_eq!(blk.ranges(kind, &[]).unwrap(), done(&[]));
+            assert_eq!(blk.ranges(kind, &[(end, 0, 0)]).unwrap(), done(&[]));
         }
         assert_eq!(blk.read(0, 512).unwrap(), done(disk.sectors(0, 1)));
         assert_eq!(disk.image(), disk.content);
+    }
+}
+
+#[test]
+fn ranges_are_zeroed_and_discarded_wherever_they_are_cut_5_2_6() {
+    for (engine, rings) in WAYS {
+        let mut disk = Disk::boot_on(rings, &["--engine", engine]);
+        let mut blk = disk.queue(0);
+        let request = Request::ranges(WRITE_ZEROES, &[(1, 3, 0), (64, 128, UNMAP), (9, 0, 0), (511, 1, 0)]);
+        let pieces = Framing { indirect: true, ..Framing::pieces(7, 10) };
+        assert_eq!(blk.run(&request, &pieces).unwrap(), done(&[]), "{engine} {rings:?}");
+        for range in [1..4, 64..192, 511..512] {
+            disk.content[range.start * 512..range.end * 512].fill(0);
+        }
+        let all = u32::try_from(DISK_BYTES).unwrap();
+        assert_eq!(blk.read(0, all).unwrap(), done(&disk.content), "{engine} {rings:?}");
+        assert!(disk.image() == disk.content, "{engine} {rings:?}");
+
+        let discard = [(0, 32, 0), (256, 128, 0)];
+        assert_eq!(blk.ranges(DISCARD, &discard).unwrap(), done(&[]), "{engine} {rings:?}");
+        let after = disk.image();
+        assert!(after[32 * 512..256 * 512] == disk.content[32 * 512..256 * 512], "{engine}: the rest stays");
+        assert!(after[384 * 512..] == disk.content[384 * 512..], "{engine}: the rest stays");
+        let room = fs::metadata(image_path(disk.daemon.dir())).unwrap().blocks() * 512;
+        // What was unmapped, and what was discarded: 256 + 32 sectors.
+        assert!(room <= (DISK_BYTES - 288 * 512) as u64, "{engine}: {room} bytes are not given back");
+        assert_eq!(blk.read(0, all).unwrap(), done(&after));
+    }
+}
+
+#[test]
+fn every_range_of_the_most_is_served() {
+    for (engine, rings) in WAYS {
+        let mut disk = Disk::boot_on(rings, &["--engine", engine]);
+        let mut blk = disk.queue(0);
+        let every_other: Vec<_> = (0..256).map(|nth| (2 * nth, 1, 0)).collect();
+        assert_eq!(blk.ranges(WRITE_ZEROES, &every_other).unwrap(), done(&[]), "{engine} {rings:?}");
+        disk.content.chunks_mut(1024).for_each(|pair| pair[..512].fill(0));
+        assert!(disk.image() == disk.content, "{engine} {rings:?}");
     }
 }
 
@@ -337,14 +396,25 @@ fn b09_a_guest_that_writes_another_format_still_has_a_raw_disk() {
 #[test]
 fn the_configuration_space_describes_the_disk_5_2_4() {
     let mut disk = Disk::boot(&["--queues", "3", "--block-size", "4096"]);
-    let config = disk.frontend.config(0, 60).unwrap();
+    let config = disk.frontend.config(0, 72).unwrap();
     assert_eq!(capacity_sectors(&config), Some(DISK_SECTORS));
+    let word = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+    let gib = 1 << 21;
+    assert_eq!([8, 12, 16].map(word), [8 << 20, 126, 0], "size_max, seg_max, no geometry");
+    assert_eq!((config[24..28].to_vec(), config[32]), (vec![0, 0, 1, 0], 1), "topology; a cache");
+    assert_eq!([36, 40, 44].map(word), [gib, 256, 8], "discard");
+    assert_eq!(([48, 52].map(word), config[56]), ([gib, 256], 1), "zeroes, which may unmap");
+    assert_eq!([60, 64, 68].map(word), [0; 3], "no file can promise to erase");
+    let offered = [1, 2, 6, 9, 10, 11, 12, 13, 14].iter().fold(0, |bits: u64, bit| bits | 1 << bit);
+    assert_eq!(disk.frontend.features() & 0x00ff_ffff, offered);
     assert_eq!(config[20..24], 4096u32.to_le_bytes());
     assert_eq!(config[34..36], 3u16.to_le_bytes());
     assert!(disk.frontend.set_config(0, &[0; 8]).is_err(), "nothing there is writable");
     let mut blk = disk.queue(2);
-    // Addresses are in sectors whatever the block size (§5.2.5), so half a block is served.
-    assert_eq!(blk.read(1, 512).unwrap(), done(disk.sectors(1, 1)));
+    // Addresses are in sectors whatever the block size (§5.2.5). Less than a block is nobody's to change.
+    assert_eq!(blk.read(8, 4096).unwrap(), done(disk.sectors(8, 8)));
+    assert_eq!(blk.read(8, 512).unwrap(), failed(IOERR, 512));
+    assert_eq!(blk.write(1, &[1; 4096]).unwrap(), failed(IOERR, 0));
 }
 
 #[test]

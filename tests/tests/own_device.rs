@@ -321,8 +321,9 @@ fn mtu_and_rarp_reach_the_device() {
 fn the_device_hears_of_its_reset() {
     let mut setup = Setup::new(b"");
     setup.assert_serves();
+    assert_eq!(setup.sink.state().resets, 1, "there is a front-end");
     setup.frontend().tell(Request::ResetDevice, &[]).unwrap();
-    assert_eq!(setup.sink.state().resets, 1);
+    assert_eq!(setup.sink.state().resets, 2);
     let features = setup.frontend().features();
     setup.frontend().tell(Request::SetFeatures(features), &[]).unwrap();
     setup.assert_serves();

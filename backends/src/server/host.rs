@@ -173,6 +173,10 @@ impl<D: Device> Host for Server<D> {
         self.front_end.state_is_good
     }
 
+    fn negotiated(&mut self, features: u64) {
+        self.device.negotiated(features);
+    }
+
     fn reset_device(&mut self) {
         self.device.reset();
     }

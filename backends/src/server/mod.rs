@@ -292,6 +292,7 @@ impl<D: Device> Server<D> {
         log::line!(info, Class::FrontEndConnected, "Front-end connected");
         if keeper.is_none_or(|(_, begun)| !begun.again) {
             self.stats.session_began();
+            self.device.reset();
         }
         let connected_ms = keeper.map_or_else(clock::unix_ms, |(_, begun)| begun.connected_ms);
         let mut session = Session::new(self.offer());

@@ -156,6 +156,8 @@ pub trait Host {
     fn transfer_state(&mut self, direction: Direction, fd: OwnedFd) -> bool;
     /// Whether the last transfer of state went well.
     fn state_is_good(&self) -> bool;
+    /// The driver has acknowledged these features.
+    fn negotiated(&mut self, features: u64);
     /// The device goes back to where it began.
     fn reset_device(&mut self);
     /// The largest packet that the guest will be given; `false` refuses.

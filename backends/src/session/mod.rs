@@ -173,6 +173,7 @@ impl Session {
             return Err(Refusal::Running);
         }
         self.features = bits;
+        host.negotiated(bits);
         if changed & F_LOG_ALL != 0 {
             // What is in flight was taken without a note of where it writes, or with one that nobody needs.
             return self.with_rings_stopped(host, |_| Ok(()));

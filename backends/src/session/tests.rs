@@ -105,6 +105,8 @@ impl Host for Recorder {
     fn config(&self) -> Vec<u8> {
         self.config.clone()
     }
+    fn negotiated(&mut self, _: u64) {}
+
     fn set_config(&mut self, offset: usize, data: &[u8]) -> bool {
         self.config[offset..offset + data.len()].copy_from_slice(data);
         true

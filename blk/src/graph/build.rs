@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use thiserror::Error;
 
-use super::Volume;
+use super::{Outcome, Volume};
 use crate::op::{Keeps, OpKind};
 
 /// A volume with its place.
@@ -107,6 +107,14 @@ impl Graph {
         let size_bytes = now.last().map_or(0, |top| top.size_bytes);
         *self.keeps.write().unwrap_or_else(PoisonError::into_inner) = now;
         Ok((self.size_bytes.swap(size_bytes, Ordering::Relaxed), size_bytes))
+    }
+
+    /// Makes all completed writes durable; waits for the host.
+    ///
+    /// # Errors
+    /// The host has lost some.
+    pub fn make_durable(&self) -> Outcome {
+        self.parts.iter().try_for_each(|part| part.volume.make_durable())
     }
 
     /// The first volume that sees an operation which is sent to this one.

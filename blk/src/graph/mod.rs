@@ -104,6 +104,14 @@ pub trait Volume: Send + Sync + Debug {
     /// Looks again at how large it is: what it is made of may have grown.
     fn look_again(&self) {}
 
+    /// Makes all completed writes durable, for somebody who is no worker. Only leaves have something to do.
+    ///
+    /// # Errors
+    /// The host has lost some.
+    fn make_durable(&self) -> Outcome {
+        Ok(())
+    }
+
     /// What it counts and how it is set, for people.
     fn state(&self) -> Map<String, Value> {
         Map::new()

@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use backends::engine::{self, Room};
 use backends::log::{self, Class};
 use backends::memory::own;
+use backends::sys;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -252,6 +253,13 @@ impl Volume for Arc<File> {
                 "The image is shorter than it was; the disk keeps its size, and what is missing fails"
             );
         }
+    }
+
+    fn make_durable(&self) -> Outcome {
+        if self.shape.read_only || !self.shape.durable {
+            return Ok(());
+        }
+        self.settle(sys::fdatasync(self.found.cached.as_raw_fd()).map(drop))
     }
 
     fn state(&self) -> Map<String, Value> {

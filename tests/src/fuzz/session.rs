@@ -201,6 +201,8 @@ impl Host for Recorder {
         self.config.clone()
     }
 
+    fn negotiated(&mut self, _: u64) {}
+
     fn set_config(&mut self, offset: usize, data: &[u8]) -> bool {
         self.config[offset..offset + data.len()].copy_from_slice(data);
         true

@@ -17,6 +17,18 @@ pub const OUT: u32 = virtio_blk::VIRTIO_BLK_T_OUT;
 pub const FLUSH: u32 = virtio_blk::VIRTIO_BLK_T_FLUSH;
 /// Read the serial number.
 pub const GET_ID: u32 = virtio_blk::VIRTIO_BLK_T_GET_ID;
+/// Read how worn the disk is.
+pub const GET_LIFETIME: u32 = 10;
+/// Bytes of ranges are of no use any more.
+pub const DISCARD: u32 = virtio_blk::VIRTIO_BLK_T_DISCARD;
+/// Ranges read as zeros.
+pub const WRITE_ZEROES: u32 = virtio_blk::VIRTIO_BLK_T_WRITE_ZEROES;
+/// Nobody can read what was in ranges.
+pub const SECURE_ERASE: u32 = virtio_blk::VIRTIO_BLK_T_SECURE_ERASE;
+/// Flag of a range of zeroes: its room may be given back.
+pub const UNMAP: u32 = virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+/// Where the driver chooses the mode of the cache, in the configuration space.
+pub const WRITEBACK: u32 = 32;
 /// Status: done.
 pub const OK: u8 = 0;
 /// Status: failed.
@@ -88,6 +100,14 @@ impl Request {
     /// A request of this kind without data.
     pub fn bare(kind: u32) -> Request {
         Request { kind, sector: 0, data_out: Vec::new(), data_in: 0 }
+    }
+
+    /// A [`DISCARD`], [`WRITE_ZEROES`] or [`SECURE_ERASE`] of ranges: first sector, sectors, flags.
+    pub fn ranges(kind: u32, ranges: &[(u64, u32, u32)]) -> Request {
+        let bytes = |(sector, sectors, flags): &(u64, u32, u32)| {
+            [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+        };
+        Request { data_out: ranges.iter().flat_map(bytes).collect(), ..Request::bare(kind) }
     }
 
     /// `struct virtio_blk_outhdr`: type, reserved (the legacy priority), sector.
@@ -193,6 +213,14 @@ impl Blk {
     /// As [`Ring::wait_used`].
     pub fn flush(&mut self) -> Result<Answer, RingError> {
         self.run(&Request::bare(FLUSH), &Framing::usual(0))
+    }
+
+    /// Runs a request about ranges: first sector, sectors, flags. All of them in one descriptor.
+    ///
+    /// # Errors
+    /// As [`Ring::wait_used`].
+    pub fn ranges(&mut self, kind: u32, ranges: &[(u64, u32, u32)]) -> Result<Answer, RingError> {
+        self.run(&Request::ranges(kind, ranges), &Framing::usual(0))
     }
 
     /// Asks for the serial number.

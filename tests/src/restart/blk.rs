@@ -1,4 +1,4 @@
-//! Reads, writes and flushes on two queues of a disk, every sector known to the oracle.
+//! Reads, writes, zeroes and flushes on two queues of a disk, every sector known to the oracle.
 //!
 //! Few sectors and many requests, so that requests overlap: in flight beside each other, and one after the other.
 
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::load::{Fault, Load, of_queue};
 use crate::daemon::Launch;
-use crate::guest::blk::{Answer, FLUSH, Framing, IOERR, OK, Request};
+use crate::guest::blk::{Answer, FLUSH, Framing, IOERR, OK, Request, UNMAP, WRITE_ZEROES};
 use crate::guest::ring::{Completion, Ring};
 use crate::oracle::{Flush, Oracle, Read, SECTOR_BYTES, Write};
 use crate::random::Random;
@@ -18,13 +18,17 @@ pub const SECTORS: u64 = 512;
 const DEPTH: usize = 16;
 /// Longest request.
 const MAX_SECTORS: u64 = 16;
-/// Of ten requests: writes, and flushes; the rest are reads.
-const WRITES: u64 = 5;
+/// Of ten requests: writes, writes of zeroes, and flushes; the rest are reads.
+const WRITES: u64 = 4;
+const ZEROES: u64 = 1;
 const FLUSHES: u64 = 1;
+/// Most ranges of a write of zeroes.
+const MAX_RANGES: u64 = 4;
 
 #[derive(Debug)]
 enum Op {
     Write(Write),
+    Zeroes(Vec<Write>),
     Read(Read, u32),
     Flush(Flush),
 }
@@ -105,16 +109,41 @@ impl BlkLoad {
                 let (write, data) = self.oracle.write(first, sectors);
                 (Request::write(first, &data), Op::Write(write))
             }
-            n if n < WRITES + FLUSHES => (Request::bare(FLUSH), Op::Flush(self.oracle.flush())),
+            n if n < WRITES + ZEROES => self.zeroes(),
+            n if n < WRITES + ZEROES + FLUSHES => (Request::bare(FLUSH), Op::Flush(self.oracle.flush())),
             _ => (Request::read(first, bytes), Op::Read(self.oracle.read(first), bytes)),
         }
+    }
+
+    /// Several ranges, some of which may be given back. They may lie across each other.
+    fn zeroes(&mut self) -> (Request, Op) {
+        let count = 1 + self.random.below(MAX_RANGES);
+        let (mut ranges, mut writes) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let sectors = 1 + self.random.below(MAX_SECTORS);
+            let first = self.random.below(SECTORS - sectors);
+            let flags = if self.random.below(2) == 0 { UNMAP } else { 0 };
+            ranges.push((first, u32::try_from(sectors).unwrap_or(1), flags));
+            writes.push(self.oracle.zeroes(first, sectors));
+        }
+        (Request::ranges(WRITE_ZEROES, &ranges), Op::Zeroes(writes))
     }
 
     /// Makes one request: a flush.
     pub fn submit_flush(&mut self) {
         let flush = self.oracle.flush();
+        self.submit_one(&Request::bare(FLUSH), Op::Flush(flush));
+    }
+
+    /// Makes one request: a write of zeroes.
+    pub fn submit_zeroes(&mut self) {
+        let (request, op) = self.zeroes();
+        self.submit_one(&request, op);
+    }
+
+    fn submit_one(&mut self, request: &Request, op: Op) {
         let (ring, ops) = &mut self.queues[0];
-        ops.insert(ring.add(&Request::bare(FLUSH).chain(&Framing::usual(0))), Op::Flush(flush));
+        ops.insert(ring.add(&request.chain(&Framing::usual(0))), op);
         ring.notify();
     }
 
@@ -132,9 +161,12 @@ impl BlkLoad {
         if status != Some(OK) {
             return Err(Fault::Answer(format!("queue {queue}: {op:?} came back with status {status:?}")));
         }
+        let oracle = &mut self.oracle;
+        let mut written =
+            |write| if self.through { oracle.written_durably(write) } else { oracle.written(write) };
         match op {
-            Op::Write(write) if self.through => self.oracle.written_durably(write),
-            Op::Write(write) => self.oracle.written(write),
+            Op::Write(write) => written(write),
+            Op::Zeroes(writes) => writes.into_iter().for_each(written),
             Op::Flush(flush) => self.oracle.flushed(flush),
             Op::Read(read, _) => self.oracle.check_read(read, &data)?,
         }
@@ -145,6 +177,7 @@ impl BlkLoad {
     fn failed(&mut self, op: Op) {
         match op {
             Op::Write(write) => self.oracle.failed(write),
+            Op::Zeroes(writes) => writes.into_iter().for_each(|write| self.oracle.failed(write)),
             Op::Read(read, _) => self.oracle.gave_up(read),
             Op::Flush(_) => {}
         }

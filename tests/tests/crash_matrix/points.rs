@@ -56,6 +56,16 @@ fn k06_killed_after_the_index_before_the_clear_or_the_call(cell: Cell) {
 
 /// The flush that is answered is the one that was made again.
 fn k07_killed_during_a_flush(cell: Cell) {
+    dies_in_one(cell, BlkLoad::submit_flush);
+}
+
+/// Of several ranges some are zeros then and some are not yet.
+fn k07_killed_during_zeroes(cell: Cell) {
+    dies_in_one(cell, BlkLoad::submit_zeroes);
+}
+
+/// With nothing else under way.
+fn dies_in_one(cell: Cell, submit: fn(&mut BlkLoad)) {
     let (launch, points) = armed(cell, &["blk.submitted", "blk.done"]);
     let mut rig = Rig::start(launch, cell.mode, cell.wants(), cell.device.queues());
     let rings = rig.start_rings();
@@ -65,10 +75,10 @@ fn k07_killed_during_a_flush(cell: Cell) {
         load.drain().unwrap();
         let watch = rig.watch();
         File::create(&point).unwrap();
-        load.submit_flush();
-        assert!(watch.wait(), "{cell:?}: it did not die in its flush");
+        submit(&mut load);
+        assert!(watch.wait(), "{cell:?}: it did not die of it");
         rig.gone(&mut load).and_then(|()| rig.recover(&mut load)).unwrap();
-        assert_eq!(load.outstanding(), 1, "the flush was answered before it was made");
+        assert_eq!(load.outstanding(), 1, "it was answered before it was done");
         load.drain().and_then(|()| load.check()).unwrap_or_else(|fault| panic!("{cell:?}: {fault}"));
     }
 }
@@ -78,6 +88,7 @@ crate::matrix! {
         k01_killed_after_pop_before_the_mark, k02_killed_after_the_mark_before_host_io, k03_killed_during_host_io,
         k04_killed_after_io_before_the_used_entry_disk, k05_killed_after_the_used_entry_before_the_index,
         k06_killed_after_the_index_before_the_clear_or_the_call, k07_killed_during_a_flush,
+        k07_killed_during_zeroes,
     ],
     rng Rng: [
         k01_killed_after_pop_before_the_mark, k02_killed_after_the_mark_before_host_io,

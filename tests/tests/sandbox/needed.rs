@@ -21,7 +21,7 @@ use rustix::pty::OpenptFlags;
 use serde_json::{Value, json};
 use tests::daemon::Launch;
 use tests::frontend::Wants;
-use tests::guest::blk::{FLUSH, Framing, Request};
+use tests::guest::blk::{DISCARD, FLUSH, Framing, Request, WRITEBACK};
 use tests::guest::console::Console;
 use tests::guest::memory::{Backing, RAM_BASE, Ram};
 use tests::machine::{BLK, CONSOLE, Device, Machine, QUEUE_SIZE, RAM_BYTES, RNG};
@@ -136,7 +136,14 @@ impl Watched {
         let mut ring = self.machine.start_queue().unwrap();
         self.machine.assert_serves(&mut ring);
         if self.machine.device.binary == BLK.binary {
-            for request in [Request::write(1, &[7; 512]), Request::bare(FLUSH)] {
+            let frontend = &mut self.machine.frontend;
+            for (write_back, request) in [
+                (1, Request::write(1, &[7; 512])),
+                (1, Request::bare(FLUSH)),
+                (1, Request::ranges(DISCARD, &[(8, 8, 0)])),
+                (0, Request::write(1, &[8; 512])),
+            ] {
+                frontend.set_config(WRITEBACK, &[write_back]).unwrap();
                 ring.run(&request.chain(&Framing::usual(0))).unwrap();
             }
         }
