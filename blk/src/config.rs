@@ -11,6 +11,7 @@ use crate::device::Blk;
 use crate::source::Source;
 use crate::storage::image::Image;
 use crate::tool::BlkTool;
+use crate::uevents;
 use crate::wire::ID_BYTES;
 
 /// Most queues: a vhost-user message names one by a byte, and more than CPUs are of no use to a guest.
@@ -76,7 +77,7 @@ impl Program for Options {
 
     fn open(self, kept: &Kept) -> Result<Blk, Failure> {
         let (_, graph) = self.source().find(kept)?;
-        Ok(Blk::new(graph, self.queues, &self.serial))
+        Ok(Blk::new(graph, self.queues, &self.serial).hearing(kept.take(uevents::NAME)))
     }
 }
 

@@ -20,12 +20,13 @@
     )
 )]
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use backends::device::{Device, Handler, Io, Queues, Timer, Turn};
-use backends::engine;
+use backends::control::{Change, ChangeError};
+use backends::device::{Announcer, Device, Handler, Io, Queues, Source, Timer, Turn};
+use backends::engine::{self, Interest};
 use backends::failpoint;
 use backends::log::{self, Class};
 use backends::queue::{Queue, Request};
@@ -37,13 +38,18 @@ use crate::cache::Cache;
 use crate::call::Call;
 use crate::graph::tree::Outside;
 use crate::graph::{Graph, Outcome, Release, Tree};
+use crate::growth::Growth;
 use crate::offer;
 use crate::op::{Keeps, Op};
 use crate::request::{Command, Fate, Parsed, next_range, parse};
+use crate::uevents;
 use crate::wire::{self, ID_BYTES, MAX_REQUEST_BYTES, Status};
 
 /// Goes off at once, for calls that were over while another queue had its turn. Those of volumes have their numbers.
 const LATE: Timer = Timer(u16::MAX);
+
+/// Something was said about block devices.
+const UEVENTS: Source = Source(0);
 
 /// A disk that is made of this graph.
 #[derive(Debug)]
@@ -52,6 +58,7 @@ pub struct Blk {
     cache: Arc<Cache>,
     queues: u16,
     id: [u8; ID_BYTES],
+    growth: Arc<Growth>,
 }
 
 impl Blk {
@@ -59,7 +66,12 @@ impl Blk {
     pub fn new(graph: Graph, queues: u16, serial: &str) -> Blk {
         let mut id = [0; ID_BYTES];
         id.iter_mut().zip(serial.bytes()).for_each(|(to, byte)| *to = byte);
-        Blk { graph: Arc::new(graph), cache: Arc::default(), queues, id }
+        Blk { graph: Arc::new(graph), cache: Arc::default(), queues, id, growth: Arc::default() }
+    }
+
+    /// Block devices that it is made of tell on this socket that they have changed.
+    pub fn hearing(self, uevents: Option<OwnedFd>) -> Blk {
+        Blk { growth: Arc::new(Growth::new(uevents)), ..self }
     }
 }
 
@@ -75,6 +87,8 @@ impl Device for Blk {
     }
 
     fn config(&self) -> Vec<u8> {
+        // A block device tells workers when it has grown, and there may be none yet.
+        self.growth.look(&self.graph);
         offer::config(&self.graph.disk(), self.queues, self.cache.keeps_back()).to_vec()
     }
 
@@ -89,6 +103,18 @@ impl Device for Blk {
         self.cache.choose(write_back);
         let durable = write_back || self.graph.make_durable().is_ok();
         durable || !self.cache.load(before)
+    }
+
+    fn attach(&self, announcer: Announcer) {
+        self.growth.attach(announcer);
+    }
+
+    fn settings(&self) -> Map<String, Value> {
+        Growth::settings(&self.graph)
+    }
+
+    fn change(&self, change: &Change<'_>) -> Result<(), ChangeError> {
+        self.growth.change(&self.graph, change)
     }
 
     fn negotiated(&self, features: u64) {
@@ -144,7 +170,8 @@ impl Device for Blk {
     fn handler(&self) -> std::io::Result<Worker> {
         let (graph, tree) = (Arc::clone(&self.graph), Tree::of(&self.graph)?);
         let (keeps, cache) = (graph.disk(), Arc::clone(&self.cache));
-        Ok(Worker { graph, tree, keeps, cache, id: self.id, late: Vec::new() })
+        let growth = Arc::clone(&self.growth);
+        Ok(Worker { graph, tree, keeps, cache, growth, uevents: None, id: self.id, late: Vec::new() })
     }
 }
 
@@ -156,6 +183,9 @@ pub struct Worker {
     /// What the disk keeps, as of this turn.
     keeps: Keeps,
     cache: Arc<Cache>,
+    growth: Arc<Growth>,
+    /// Where block devices tell that they have changed: one worker listens.
+    uevents: Option<OwnedFd>,
     id: [u8; ID_BYTES],
     /// Calls that were over in the turn of another queue.
     late: Vec<(Call, Outcome)>,
@@ -182,6 +212,17 @@ impl Outside for Port<'_, '_> {
 impl Handler for Worker {
     type Op = Call;
     const CANCELS: bool = true;
+
+    fn start(&mut self, io: &mut Io<'_, Call>) -> std::io::Result<()> {
+        self.uevents = self.growth.take_uevents();
+        self.uevents.iter().try_for_each(|socket| io.watch(socket.as_fd(), Interest::Read, UEVENTS))
+    }
+
+    fn ready(&mut self, _: Source, _: &mut Queues, _: &mut Io<'_, Call>) {
+        if self.uevents.as_ref().is_some_and(uevents::heard) {
+            self.growth.look(&self.graph);
+        }
+    }
 
     fn woke(&mut self) {
         self.tree.woke();

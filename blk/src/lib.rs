@@ -19,12 +19,14 @@ pub mod debug;
 pub mod device;
 pub mod features;
 pub mod graph;
+pub mod growth;
 pub mod offer;
 pub mod op;
 pub mod request;
 pub mod source;
 pub mod storage;
 pub mod tool;
+pub mod uevents;
 pub mod wire;
 
 #[cfg(test)]

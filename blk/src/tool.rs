@@ -14,6 +14,7 @@ use crate::create;
 
 pub mod extents;
 pub mod graph;
+pub mod grow;
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
@@ -27,6 +28,9 @@ pub enum BlkTool {
     /// Tell which parts of a disk hold data
     #[command(after_help = extents::EXAMPLES)]
     Extents(extents::Options),
+    /// Make a disk larger while it is used
+    #[command(long_about = grow::ABOUT, after_help = grow::EXAMPLES)]
+    Grow(grow::Options),
 }
 
 impl Tool for BlkTool {
@@ -35,6 +39,7 @@ impl Tool for BlkTool {
             BlkTool::Create(options) => options.run(),
             BlkTool::Graph(tool) => tool.run(),
             BlkTool::Extents(options) => options.run(),
+            BlkTool::Grow(options) => options.run(),
         }
     }
 }

@@ -71,6 +71,8 @@ classes! {
     RequestLost = "request-lost" by Guest,
     /// I/O of a guest failed on the host; the guest was told.
     HostIo = "host-io" by Guest,
+    /// A disk has grown, or cannot.
+    DiskGrew = "disk-grew" by Peer,
     /// The host lost what guests had written, and every flush fails from then on.
     WritesLost = "writes-lost" by Guest,
     /// Nobody takes what a guest writes to its console, and the oldest of it is dropped.

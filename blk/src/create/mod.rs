@@ -211,7 +211,7 @@ impl fmt::Display for Made<'_> {
     }
 }
 
-fn disk_size(text: &str) -> Result<u64, String> {
+pub(crate) fn disk_size(text: &str) -> Result<u64, String> {
     match size(text) {
         None => Err("it is no size; give bytes, also as in 512M, 10G or 2T".to_owned()),
         Some(bytes)

@@ -33,7 +33,7 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
-use super::image::{Found, Image};
+use super::image::{Found, Image, whole_blocks};
 use super::transfer::{Next, after};
 use crate::call::{Call, Transfer};
 use crate::graph::options::{Preset, Setting, Type, Values};
@@ -242,7 +242,7 @@ impl Volume for Arc<File> {
 
     fn look_again(&self) {
         let Ok(bytes) = seek(self.fd(), SeekFrom::End(0)) else { return };
-        let bytes = bytes.saturating_sub(bytes.checked_rem(self.shape.block_bytes.into()).unwrap_or(0));
+        let bytes = whole_blocks(bytes, self.shape.block_bytes);
         let before = self.size_bytes.fetch_max(bytes, Ordering::Relaxed);
         if bytes < before {
             log::line!(

@@ -19,6 +19,7 @@ use backends::kept::Kept;
 use backends::opened::Opened;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fstat, seek, statx};
+use rustix::io::Errno;
 use thiserror::Error;
 
 use super::file::{File, Shape};
@@ -26,6 +27,7 @@ use super::lock::{LockError, Ways};
 use crate::graph::Volume;
 use crate::graph::options::Bad;
 use crate::graph::registry::name;
+use crate::uevents;
 
 /// What is opened for a volume, by [`name`]: the image by way of the page cache, and past it.
 pub(super) const CACHED: &str = "image";
@@ -78,6 +80,10 @@ enum Problem {
     DirectBlocks(u32),
     #[error(transparent)]
     Lock(#[from] LockError),
+    #[error(
+        "cannot hear from the kernel when this block device grows: {0}; let this user open netlink sockets"
+    )]
+    Uevents(Errno),
 }
 
 impl Problem {
@@ -90,7 +96,9 @@ impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Failure {
         match error.problem {
             Problem::Lock(LockError::InUse(_)) => Failure::in_use(error),
-            Problem::Open(_) | Problem::NotWritable(_) | Problem::Lock(_) => Failure::host(error),
+            Problem::Open(_) | Problem::NotWritable(_) | Problem::Lock(_) | Problem::Uevents(_) => {
+                Failure::host(error)
+            }
             _ => Failure::option(error),
         }
     }
@@ -136,6 +144,10 @@ impl Image {
             opened.insert(&name(volume, LOST), lost.map_err(|errno| Problem::Open(errno.into()))?);
             let ways = before.go_on(now);
             ways.lock(self.read_only)?;
+            if ways.cached.as_ref().is_some_and(is_block_device) && opened.get(uevents::NAME).is_none() {
+                let socket = opened.before(uevents::NAME).map_or_else(uevents::listen, Ok);
+                opened.insert(uevents::NAME, socket.map_err(Problem::Uevents)?);
+            }
             ways.cached.into_iter().for_each(|fd| opened.insert(&name(volume, CACHED), fd));
             ways.direct.into_iter().for_each(|fd| opened.insert(&name(volume, DIRECT), fd));
             Ok(())
@@ -175,7 +187,7 @@ impl Image {
         let find = || {
             let cached = kept.opened(&name(volume, CACHED)).map_err(Problem::Open)?;
             Ok(Found {
-                size_bytes: size(self, &cached)?,
+                size_bytes: whole_blocks(length(&cached)?, self.block_bytes),
                 cached,
                 direct: kept.take(&name(volume, DIRECT)),
                 lost: kept.opened(&name(volume, LOST)).map_err(Problem::Open)?,
@@ -206,6 +218,10 @@ impl Found {
     }
 }
 
+fn is_block_device(fd: &OwnedFd) -> bool {
+    fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
+}
+
 /// An image that can be served, and the way past the page cache if that is asked for.
 fn open_both(image: &Image) -> Result<Ways, Problem> {
     let cached = open(image)?;
@@ -230,6 +246,20 @@ fn open(image: &Image) -> Result<OwnedFd, Problem> {
 
 /// Bytes of the disk.
 fn size(image: &Image, fd: &OwnedFd) -> Result<u64, Problem> {
+    let (bytes, block) = (length(fd)?, image.block_bytes);
+    match bytes {
+        0 => Err(Problem::Empty),
+        _ if whole_blocks(bytes, block) != bytes => Err(Problem::Size { bytes, block }),
+        _ => Ok(bytes),
+    }
+}
+
+/// What the guest may use of an image that has changed since it was opened.
+pub fn whole_blocks(bytes: u64, block: u32) -> u64 {
+    bytes.saturating_sub(bytes.checked_rem(block.into()).unwrap_or(0))
+}
+
+fn length(fd: &OwnedFd) -> Result<u64, Problem> {
     let stat = fstat(fd).map_err(|errno| Problem::Open(errno.into()))?;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile | FileType::BlockDevice => {}
@@ -237,13 +267,7 @@ fn size(image: &Image, fd: &OwnedFd) -> Result<u64, Problem> {
         _ => return Err(Problem::Kind("neither a file nor a block device")),
     }
     // A block device has no size in its inode; its end is where seeking ends.
-    let bytes = seek(fd, SeekFrom::End(0)).map_err(|errno| Problem::Open(errno.into()))?;
-    let block = image.block_bytes;
-    match bytes {
-        0 => Err(Problem::Empty),
-        _ if !bytes.is_multiple_of(u64::from(block)) => Err(Problem::Size { bytes, block }),
-        _ => Ok(bytes),
-    }
+    seek(fd, SeekFrom::End(0)).map_err(|errno| Problem::Open(errno.into()))
 }
 
 /// Opens what `cached` has open once more, whatever its path names by now.

@@ -42,6 +42,7 @@ const RARE: &[(&str, &str, &str)] = &[
     ),
     ("data path", "fcntl if arg1 == F_GETFL", "the same, with flags"),
     ("data path", "fcntl if arg1 == F_SETFL", "the same"),
+    ("data path", "lseek", "a block device has changed by itself"),
     ("worker", "brk", "whether memory is had so is the allocator's choice"),
     ("worker", "mremap", "the same"),
     ("worker", "restart_syscall", "a stop falls into a wait of a kind that the kernel begins again"),
@@ -126,6 +127,9 @@ impl Watched {
         self.ask(Get, "/state", None, None);
         self.ask(Get, "/metrics", None, None);
         self.ask(Get, "/device", None, None);
+        if self.machine.device.binary == BLK.binary {
+            self.ask(Put, "/device", Some(&json!({ "size_bytes": 512 })), None);
+        }
         self.ask(Put, "/log", Some(&json!({ "level": "debug" })), None);
         let path = self.machine.daemon.dir().join("other-log");
         let file = File::options().append(true).create(true).open(path).unwrap();
