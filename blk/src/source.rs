@@ -21,7 +21,7 @@ use crate::graph::plan::Plan;
 use crate::graph::registry::{KINDS, Purpose};
 use crate::graph::volfile::{MAX_BYTES, VolumeText};
 use crate::storage::image::Image;
-use crate::tool::graph::{load, read};
+use crate::tool::graph::{load, look, read};
 
 /// Under which name the text of the graph is kept.
 pub const GRAPH: &str = "blk.graph";
@@ -58,7 +58,10 @@ impl Source {
             Source::Image(image) => Ok(image.prepare(IMAGE, opened)?),
             Source::Graph(path) => {
                 let text = read(path)?;
-                self.plan(&text)?.prepare(Purpose::Serve, opened).map_err(self.refused())?;
+                let plan = self.plan(&text)?;
+                // What volumes themselves refuse is told here, not by each worker.
+                let (plan, _) = look(plan).map_err(self.refused())?;
+                plan.prepare(Purpose::Serve, opened).map_err(self.refused())?;
                 opened.hand_on(GRAPH, in_memory(&text).map_err(Failure::host)?);
                 Ok(())
             }

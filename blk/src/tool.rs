@@ -23,7 +23,7 @@ pub enum BlkTool {
     #[command(long_about = create::ABOUT, after_help = create::EXAMPLES)]
     Create(create::Options),
     /// Check, draw and explain graphs of volumes
-    #[command(subcommand, after_help = graph::EXAMPLES)]
+    #[command(subcommand, arg_required_else_help = false, after_help = graph::EXAMPLES)]
     Graph(graph::GraphTool),
     /// Tell which parts of a disk hold data
     #[command(after_help = extents::EXAMPLES)]

@@ -364,8 +364,8 @@ impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Type::Bool => f.write_str("on or off"),
-            Type::Size(range) => write!(f, "a size {}, as in 512, 64K, 1M or 10G", between(range, in_units)),
-            Type::Number(range) => write!(f, "a number {}", between(range, u64::to_string)),
+            Type::Size(range) => write!(f, "a size{}, as in 512, 64K, 1M or 10G", between(range, in_units)),
+            Type::Number(range) => write!(f, "a number{}", between(range, u64::to_string)),
             Type::Percent => f.write_str("a percentage from 0 to 100, as in 5 or 0.01%"),
             Type::Duration(range) => {
                 let time = |time: &Duration| humantime::format_duration(*time).to_string();
@@ -383,10 +383,12 @@ impl fmt::Display for Type {
     }
 }
 
+/// The ends of a range, behind a blank.
 fn between(range: &RangeInclusive<u64>, shown: impl Fn(&u64) -> String) -> String {
-    match *range.end() {
-        u64::MAX => format!("of at least {}", shown(range.start())),
-        _ => format!("from {} to {}", shown(range.start()), shown(range.end())),
+    match (*range.start(), *range.end()) {
+        (0, u64::MAX) => String::new(),
+        (least, u64::MAX) => format!(" of at least {}", shown(&least)),
+        (least, most) => format!(" from {} to {}", shown(&least), shown(&most)),
     }
 }
 

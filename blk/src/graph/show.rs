@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! slow        features/throttle, 10G in blocks of 512 (best 4K)
-//! │  options  iops 1000
+//! │  options  ops 1000
 //! │  keeps    writes, flush, fua
 //! │  lacks    extents (image does not)
 //! └─ image    storage/file, ...
@@ -107,6 +107,19 @@ impl Picture {
     /// For programs.
     pub fn to_json(&self) -> Value {
         serde_json::to_value(self).unwrap_or_default()
+    }
+
+    /// The volume for whose sake the disk does not keep a promise; `None`: it does.
+    pub fn to_blame(&self, what: &str) -> Option<&Shape> {
+        let cause =
+            |shape: &Shape| shape.lacks.iter().find(|lack| lack.what == what)?.because_of.first().cloned();
+        let mut blamed = self.volumes.last()?;
+        let mut name = cause(blamed)?;
+        while name != blamed.name {
+            blamed = self.named(&name)?;
+            name = cause(blamed)?;
+        }
+        Some(blamed)
     }
 
     /// Where words begin that stand behind all names and labels of a volume and of those below it.
@@ -303,6 +316,9 @@ mod tests {
         let drawn = picture.to_string();
         assert_eq!(drawn, include_str!("show_tests.txt"));
         assert!(drawn.lines().all(|line| line.chars().count() <= COLUMNS));
+        assert_eq!(picture.to_blame("extents").unwrap().name, "image");
+        assert_eq!(picture.to_blame("zeroes").unwrap().name, "top");
+        assert!(picture.to_blame("fua").is_none());
         let again: Picture = serde_json::from_value(picture.to_json()).unwrap();
         assert_eq!(again, picture);
     }

@@ -9,7 +9,7 @@
 //!
 //! volume slow
 //!     type features/throttle
-//!     option iops 1000
+//!     option ops 1000
 //!     subvolumes image                          what it stands on, by name
 //! end-volume                                    the last volume of the file is what a guest sees
 //! ```

@@ -16,6 +16,7 @@ use crate::graph::Graph;
 use crate::graph::plan::Plan;
 use crate::graph::registry::KINDS;
 use crate::graph::runner::Runner;
+use crate::graph::show::Picture;
 use crate::graph::volfile::VolumeText;
 use crate::op::{ExtentKind, Op};
 
@@ -73,7 +74,14 @@ impl Options {
     /// # Errors
     /// What to tell the user.
     pub fn run(&self) -> Result<(), Failure> {
-        let parts = parts(&self.disk.open()?)?;
+        let (plan, graph) = self.disk.open()?;
+        if let Some(volume) = Picture::of(&plan, &graph, false).to_blame("extents") {
+            let (name, kind) = (&volume.name, &volume.kind);
+            let message =
+                format!("Volume {name}: {kind} cannot tell which parts hold data; ask what is below it");
+            return Err(Failure { message, code: 3 });
+        }
+        let parts = parts(&graph)?;
         if self.json {
             return say(json!(parts));
         }
@@ -84,9 +92,9 @@ impl Options {
 }
 
 impl Disk {
-    fn open(&self) -> Result<Graph, Failure> {
+    fn open(&self) -> Result<(Plan, Graph), Failure> {
         if let Some(file) = &self.graph {
-            return graph::load(file).map(|(_, graph)| graph);
+            return graph::load(file);
         }
         let path = self.image.clone().unwrap_or_default();
         let mut image = VolumeText::new("image", "storage/file");
@@ -94,7 +102,7 @@ impl Disk {
         image.options =
             vec![option("path", path.to_string_lossy().into_owned()), option("read-only", "on".into())];
         let looked = Plan::of(vec![image], KINDS).and_then(graph::look);
-        looked.map(|(_, graph)| graph).map_err(|error| error.failure("--image".as_ref()))
+        looked.map_err(|error| error.failure("--image".as_ref()))
     }
 }
 
@@ -110,10 +118,6 @@ impl Part {
 
 fn parts(graph: &Graph) -> Result<Vec<Part>, Failure> {
     let disk = graph.disk();
-    if !disk.extents {
-        let cure = "`outboard-blk graph show` says which volume does not";
-        return Err(Failure { message: format!("This graph does not tell its extents; {cure}"), code: 3 });
-    }
     let mut runner = Runner::new(graph).map_err(Failure::host)?;
     let mut parts: Vec<Part> = Vec::new();
     let mut start = 0;

@@ -36,7 +36,7 @@ A graph:
   end-volume
   volume slow
       type features/throttle
-      option iops 1000
+      option ops 1000
       subvolumes image
   end-volume
 
