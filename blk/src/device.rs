@@ -37,6 +37,7 @@ use crate::answer::Pending;
 use crate::cache::Cache;
 use crate::call::Call;
 use crate::graph::tree::Outside;
+use crate::graph::volfile::MAX_VOLUMES;
 use crate::graph::{Graph, Outcome, Release, Tree};
 use crate::growth::Growth;
 use crate::offer;
@@ -45,8 +46,10 @@ use crate::request::{Command, Fate, Parsed, next_range, parse};
 use crate::uevents;
 use crate::wire::{self, ID_BYTES, MAX_REQUEST_BYTES, Status};
 
-/// Goes off at once, for calls that were over while another queue had its turn. Those of volumes have their numbers.
-const LATE: Timer = Timer(u16::MAX);
+/// Goes off at once, for calls that were over while another queue had its turn: the number after those of volumes, since
+/// timers stand in a table.
+const LATE: Timer = Timer(64);
+const _: () = assert!(MAX_VOLUMES <= 64);
 
 /// Something was said about block devices.
 const UEVENTS: Source = Source(0);
