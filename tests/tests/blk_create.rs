@@ -88,6 +88,17 @@ fn people_are_told_in_a_line() {
 }
 
 #[test]
+fn a_terminal_shows_how_far_it_is() {
+    let program = tests::daemon::binary("outboard-blk").display().to_string();
+    let command = format!("{program} create vm.img --size 64M --preallocation full");
+    let exit = Launch::of("script").args(["-qec", &command, "/dev/null"]).run();
+    assert_eq!(exit.code, Some(0), "{exit}");
+    for word in [" of 64.00 MiB, ", "/s, ", " left", "vm.img: 64M, preallocation full"] {
+        assert!(exit.stdout.contains(word), "{word:?} in {exit}");
+    }
+}
+
+#[test]
 fn what_is_there_stays_unless_it_is_to_be_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vm.img");

@@ -16,10 +16,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use thiserror::Error;
 
 use super::build::{Graph, Part};
 use super::options::{Values, in_units};
 use super::plan::Plan;
+use super::structure;
+use super::volfile::VolumeText;
 use crate::op::Keeps;
 
 /// Columns of a terminal.
@@ -30,6 +33,20 @@ const STEP: usize = 3;
 const LABEL: usize = 7 + STEP;
 /// Furthest to the right that words begin: long names and deep volumes push their own words on.
 const MAX_INDENT: usize = 40;
+
+/// Why something is no picture of a graph.
+#[derive(Debug, Error)]
+pub enum PictureError {
+    /// It has another shape.
+    #[error("not the picture of a graph: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Its volumes are no tree.
+    #[error("not the picture of a graph: {0}")]
+    Tree(String),
+    /// Somebody plays with the terminal.
+    #[error("not the picture of a graph: {0} cannot be seen")]
+    Word(String),
+}
 
 /// A graph.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +144,21 @@ impl Picture {
         let own = depth * STEP + shape.name.chars().count().max(LABEL) + 2;
         let below = shape.subvolumes.iter().filter_map(|name| self.named(name));
         below.map(|sub| self.indent(sub, depth + 1)).max().unwrap_or(0).max(own)
+    }
+
+    /// What somebody else says, who may say anything: a tree, of words that a terminal does not obey.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn from_json(value: Value) -> Result<Picture, PictureError> {
+        let picture: Picture = serde_json::from_value(value)?;
+        let texts: Vec<VolumeText> = picture.volumes.iter().map(Shape::as_text).collect();
+        structure::children(&texts)
+            .map_err(|error| PictureError::Tree(error.problem.escape_debug().to_string()))?;
+        let unseen =
+            picture.volumes.iter().flat_map(Shape::words).find(|word| word.contains(char::is_control));
+        let unseen = unseen.map(|word| PictureError::Word(word.escape_debug().to_string()));
+        unseen.map_or(Ok(picture), Err)
     }
 
     fn named(&self, name: &str) -> Option<&Shape> {
@@ -231,6 +263,19 @@ impl Drawn<'_, '_, '_> {
 }
 
 impl Shape {
+    /// As far as it has a place.
+    fn as_text(&self) -> VolumeText {
+        let subvolumes = self.subvolumes.iter().map(|name| (name.clone(), 0)).collect();
+        VolumeText { subvolumes, ..VolumeText::new(&self.name, &self.kind) }
+    }
+
+    /// All that is drawn as it is.
+    fn words(&self) -> impl Iterator<Item = &String> {
+        let lacks = self.lacks.iter().flat_map(|lack| lack.because_of.iter().chain([&lack.what]));
+        let names = [&self.name, &self.kind].into_iter().chain(self.options.keys()).chain(self.state.keys());
+        names.chain(&self.keeps).chain(lacks)
+    }
+
     fn measure(&self) -> String {
         let mut measure =
             format!("{} in blocks of {}", in_units(&self.size_bytes), in_units(&self.block_bytes.into()));
@@ -319,8 +364,19 @@ mod tests {
         assert_eq!(picture.to_blame("extents").unwrap().name, "image");
         assert_eq!(picture.to_blame("zeroes").unwrap().name, "top");
         assert!(picture.to_blame("fua").is_none());
-        let again: Picture = serde_json::from_value(picture.to_json()).unwrap();
-        assert_eq!(again, picture);
+        assert_eq!(Picture::from_json(picture.to_json()).unwrap(), picture);
+    }
+
+    #[test]
+    fn a_picture_that_would_have_no_end_or_plays_with_the_terminal_is_refused() {
+        let told =
+            |volumes: Vec<Shape>| Picture::from_json(Picture { volumes }.to_json()).unwrap_err().to_string();
+        let cycle = vec![shape("a", "x", &["b"]), shape("b", "x", &["a"])];
+        assert!(told(cycle).contains("a > b > a"));
+        let doubled = vec![shape("a", "x", &[]), shape("b", "x", &["a", "a"])];
+        assert!(told(doubled).contains("stands under b"));
+        assert!(told(vec![shape("a\u{1b}[2J", "x", &[])]).contains("\\u{1b}[2J cannot be seen"));
+        assert!(Picture::from_json(Value::Null).is_err());
     }
 
     #[test]

@@ -155,7 +155,7 @@ fn what_is_no_image_is_refused_with_a_cure() {
         let named = format!("--image {}: ", path.display());
         assert!(message.starts_with(&named) && message.contains(part) && code == 2, "{code}: {message}");
     };
-    told(&dir.path().join("none.img"), "truncate -s");
+    told(&dir.path().join("none.img"), "outboard-blk create PATH --size 10G");
     told(dir.path(), "a directory");
     told(&make(dir.path(), 0), "empty");
     told(&make(dir.path(), 1000), "no multiple of block-size 512");

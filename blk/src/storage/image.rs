@@ -60,7 +60,7 @@ pub struct ImageError {
 
 #[derive(Debug, Error)]
 enum Problem {
-    #[error("there is no such file; create it, for example by truncate -s 10G")]
+    #[error("there is no such file; make it by `outboard-blk create PATH --size 10G`")]
     Missing,
     #[error("this is {0}; give a raw image file or a block device")]
     Kind(&'static str),
