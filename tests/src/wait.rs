@@ -22,8 +22,17 @@ pub fn deadline() -> Instant {
 /// # Panics
 /// It does not come to be so in time.
 #[track_caller]
-pub fn until(mut so: impl FnMut() -> bool) {
-    let until = deadline();
+pub fn until(so: impl FnMut() -> bool) {
+    until_within(PATIENCE, so);
+}
+
+/// The same, for what takes longer: a guest that boots.
+///
+/// # Panics
+/// It does not come to be so in time.
+#[track_caller]
+pub fn until_within(patience: Duration, mut so: impl FnMut() -> bool) {
+    let until = Instant::now() + patience;
     while !so() {
         assert!(Instant::now() < until, "it does not come to be so");
         std::thread::yield_now();
