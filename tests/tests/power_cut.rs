@@ -1,23 +1,25 @@
 //! The host loses its power, again and again: what a guest had flushed is there afterwards, and the rest may be.
 //!
-//! A guest with two queues writes, reads and flushes a disk that holds unflushed writes back ([`tests::power`]). At the
+//! A guest with two queues writes, zeroes, reads and flushes a disk that holds unflushed writes back ([`tests::power`]). At the
 //! n-th request of the disk, whatever that is, the power goes: requests in flight fail or are never answered, daemon
 //! and guest are gone. The next daemon serves what is left to a guest that reads every sector, and the oracle says
 //! whether that may be there: {last flushed, every later write} (N2). A driver that does not flush has no cache, so that
 //! all it saw completed is there. That a daemon without syncs would be found out is shown by a disk that only says that
 //! it syncs.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tests::daemon::{Daemon, Launch};
 use tests::frontend::{Frontend, Wants};
-use tests::guest::blk::{Blk, OK};
+use tests::guest::blk::WRITEBACK;
 use tests::guest::format::RingKind;
 use tests::guest::memory::Ram;
 use tests::guest::ring::Ring;
-use tests::power::PowerDisk;
+use tests::power::PowerDisks;
 use tests::random::Random;
 use tests::restart::blk::{self, BlkLoad};
+use tests::restart::graph;
 use tests::restart::{Fault, Load};
 use xtask::skip::skip;
 
@@ -28,8 +30,7 @@ const CUTS: u32 = 6;
 /// Most requests of the disk before a cut.
 const MOST: u64 = 300;
 const FEATURE_FLUSH: u64 = 1 << 9;
-/// Sectors that are read at once.
-const PIECE_SECTORS: u64 = 128;
+const FEATURE_CONFIG_WCE: u64 = 1 << 11;
 
 /// How the disk is driven.
 #[derive(Clone, Copy)]
@@ -37,29 +38,41 @@ struct Cell {
     rings: RingKind,
     /// The driver flushes.
     cache: bool,
+    /// It chooses another mode of the cache now and then.
+    switching: bool,
     direct: bool,
+    /// Over five layers and two images.
+    graph: bool,
 }
 
 impl Cell {
     fn wants(self) -> Wants {
-        let features = if self.cache { u64::MAX } else { !FEATURE_FLUSH };
+        let features = if self.cache { u64::MAX } else { !(FEATURE_FLUSH | FEATURE_CONFIG_WCE) };
         Wants { features, ..Wants::on(self.rings) }
     }
 
     fn launch(self) -> Launch {
-        let launch = blk::launch(Launch::new("outboard-blk"));
+        let launch = Launch::new("outboard-blk");
+        if self.graph {
+            return graph::launch(launch, blk::SECTORS);
+        }
+        let launch = blk::launch(launch);
         if self.direct { launch.args(["--direct".to_owned()]) } else { launch }
+    }
+
+    fn images(self) -> &'static [&'static str] {
+        if self.graph { &graph::IMAGES } else { &["disk.img"] }
     }
 }
 
 /// A guest, and the host it runs on.
 struct Host {
-    /// Goes before the directory that it is mounted in.
-    disk: PowerDisk,
+    /// They go before the directory that they are mounted in.
+    disks: PowerDisks,
     daemon: Daemon,
     frontend: Frontend,
     load: BlkLoad,
-    wants: Wants,
+    cell: Cell,
     random: Random,
 }
 
@@ -67,36 +80,61 @@ impl Host {
     /// None: this machine cannot have such a disk.
     fn boot(cell: Cell) -> Option<Host> {
         let (launch, mut random) = (cell.launch(), Random::from_env());
-        let disk = PowerDisk::over(&launch.dir().join("disk.img"), Random::new(random.next_u64()));
-        let disk = disk.map_err(|obstacle| skip("slow-disk", &obstacle)).ok()?;
+        let images: Vec<_> = cell.images().iter().map(|name| launch.dir().join(name)).collect();
+        let images: Vec<_> = images.iter().map(PathBuf::as_path).collect();
+        let disks = PowerDisks::over(&images, Random::new(random.next_u64()));
+        let disks = disks.map_err(|obstacle| skip("slow-disk", &obstacle)).ok()?;
         let daemon = launch.serve().unwrap();
-        let (wants, seed) = (cell.wants(), random.next_u64());
-        let (frontend, rings) = session(&daemon, wants);
-        let mut load = BlkLoad::new(rings, Random::new(seed), daemon.dir());
+        let seed = random.next_u64();
+        let (frontend, rings) = session(&daemon, cell.wants());
+        let mut load = if cell.graph {
+            BlkLoad::of_nobody_else(rings, Random::new(seed))
+        } else {
+            BlkLoad::new(rings, Random::new(seed), daemon.dir())
+        };
+        load = load.with(frontend.features());
         load.write_through(!cell.cache);
-        Some(Host { disk, daemon, frontend, load, wants, random })
+        Some(Host { disks, daemon, frontend, load, cell, random })
     }
 
     /// Traffic until the power goes, and what is left when it is back.
     fn power_cut(&mut self) -> Result<(), Fault> {
         self.load.expect_errors();
-        self.disk.cut_in(1 + self.random.below(MOST));
-        while !self.disk.is_off() {
+        self.disks.cut_in(1 + self.random.below(MOST));
+        while !self.disks.is_off() {
             self.load.submit();
             self.load.wait()?;
-            assert!(self.load.errors() == 0 || self.disk.is_off(), "requests fail while there is power");
+            if self.cell.switching && self.random.below(8) == 0 {
+                self.switch()?;
+            }
+            assert!(self.load.errors() == 0 || self.disks.is_off(), "requests fail while there is power");
         }
         self.daemon.kill9();
         self.load.power_off()?;
-        self.disk.power_on();
+        self.disks.power_on();
         self.daemon.start_again(Vec::new());
         self.daemon.wait_again().unwrap();
-        let (frontend, mut rings) = session(&self.daemon, self.wants);
+        let (frontend, rings) = session(&self.daemon, self.cell.wants());
         self.frontend = frontend;
-        let mut blk = Blk::new(rings.remove(0));
-        let found = read_all(&mut blk);
-        rings.insert(0, blk.ring);
-        self.load.power_on(rings, &found)
+        self.load.write_through(!self.cell.cache);
+        self.load.power_on(rings)
+    }
+
+    /// The driver chooses the mode of the cache anew (§5.2.6.2): what it saw completed before is durable if it takes none.
+    /// The mode is the device's, and not that of the worker that was told.
+    fn switch(&mut self) -> Result<(), Fault> {
+        self.load.drain()?;
+        let through = self.random.below(2) == 0;
+        match self.frontend.set_config(WRITEBACK, &[u8::from(!through)]) {
+            Err(_) if self.disks.is_off() => {}
+            said => {
+                said?;
+                self.load.write_through(through);
+                self.load.submit();
+                self.daemon.kill_worker();
+            }
+        }
+        Ok(())
     }
 }
 
@@ -105,13 +143,6 @@ fn session(daemon: &Daemon, wants: Wants) -> (Frontend, Vec<Ring>) {
     let mut frontend = Frontend::session(daemon.socket(), &ram, wants).unwrap();
     let rings = (0..QUEUES).map(|index| frontend.start_new(index, QUEUE_SIZE).unwrap()).collect();
     (frontend, rings)
-}
-
-fn read_all(blk: &mut Blk) -> Vec<u8> {
-    let pieces = (0..blk::SECTORS).step_by(usize::try_from(PIECE_SECTORS).unwrap());
-    let read = |sector| blk.read(sector, u32::try_from(PIECE_SECTORS).unwrap() * 512).unwrap();
-    let answers = pieces.map(read).inspect(|answer| assert_eq!(answer.status, Some(OK)));
-    answers.flat_map(|answer| answer.data).collect()
 }
 
 /// The power goes [`CUTS`] times, and each time all is there that must be.
@@ -126,7 +157,7 @@ fn survives(cell: Cell) {
 /// It is found out in that many cuts that nothing is ever durable.
 fn is_found_out(cell: Cell) {
     let Some(mut host) = Host::boot(cell) else { return };
-    host.disk.lie();
+    host.disks.lie();
     let fault = (0..CUTS).find_map(|_| host.power_cut().err());
     assert!(matches!(fault, Some(Fault::Disk(_))), "{fault:?}");
 }
@@ -134,7 +165,7 @@ fn is_found_out(cell: Cell) {
 macro_rules! cells {
     ($($rings:ident $kind:ident)*) => { $(mod $rings {
         use super::{Cell, RingKind, is_found_out, survives};
-        const CACHED: Cell = Cell { rings: RingKind::$kind, cache: true, direct: false };
+        const CACHED: Cell = Cell { rings: RingKind::$kind, cache: true, switching: false, direct: false, graph: false };
         const THROUGH: Cell = Cell { cache: false, ..CACHED };
 
         #[test]
@@ -155,6 +186,23 @@ macro_rules! cells {
         #[test]
         fn what_was_written_is_there_after_a_power_cut_past_the_page_cache_too() {
             survives(Cell { direct: true, ..THROUGH });
+        }
+
+        #[test]
+        fn each_mode_of_the_cache_keeps_what_it_must_over_a_power_cut() {
+            survives(Cell { switching: true, ..CACHED });
+            survives(Cell { switching: true, direct: true, ..CACHED });
+        }
+
+        #[test]
+        fn what_was_flushed_is_there_after_a_power_cut_under_a_graph() {
+            survives(Cell { graph: true, ..CACHED });
+            survives(Cell { graph: true, switching: true, ..CACHED });
+        }
+
+        #[test]
+        fn what_was_written_is_there_after_a_power_cut_under_a_graph_where_there_is_no_cache() {
+            survives(Cell { graph: true, ..THROUGH });
         }
 
         #[test]

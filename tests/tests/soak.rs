@@ -28,6 +28,16 @@ fn soak_blk_reconnected() {
 }
 
 #[test]
+fn soak_blk_over_a_graph_with_its_keeper() {
+    soak(Device::BlkGraph, Mode::Keeper);
+}
+
+#[test]
+fn soak_blk_over_a_graph_reconnected() {
+    soak(Device::BlkGraph, Mode::Reconnect);
+}
+
+#[test]
 fn soak_rng_with_its_keeper() {
     soak(Device::Rng, Mode::Keeper);
 }

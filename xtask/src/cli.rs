@@ -168,7 +168,8 @@ code 0 or 1.
 
 Examples:
   cargo xtask soak restart --kills 1000
-  cargo xtask soak restart --kills 200 --seed 7 --daemon blk")]
+  cargo xtask soak restart --kills 200 --seed 7 --daemon blk
+  cargo xtask soak restart --daemon blk-graph      (the disk over a graph of five layers)")]
 pub struct SoakRestart {
     /// How many kills, over all.
     #[arg(long, default_value_t = 240)]
@@ -177,7 +178,7 @@ pub struct SoakRestart {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Only this daemon.
-    #[arg(long, value_name = "NAME", value_parser = ["blk", "rng", "console"])]
+    #[arg(long, value_name = "NAME", value_parser = ["blk", "blk-graph", "rng", "console"])]
     pub daemon: Option<String>,
     /// The build profile of cargo.
     #[arg(long, value_name = "NAME", default_value = "release")]

@@ -16,6 +16,9 @@ use crate::random::Random;
 pub const SECTORS: u64 = 512;
 /// Requests in flight on each queue; each takes up to three descriptors.
 const DEPTH: usize = 16;
+/// What is read or written at once where all of the disk is.
+const PIECE_SECTORS: u64 = 64;
+const PIECE_BYTES: u32 = 64 * 512;
 /// Longest request.
 const MAX_SECTORS: u64 = 16;
 /// Of ten requests: writes, writes of zeroes, and flushes; the rest are reads.
@@ -24,6 +27,7 @@ const ZEROES: u64 = 1;
 const FLUSHES: u64 = 1;
 /// Most ranges of a write of zeroes.
 const MAX_RANGES: u64 = 4;
+const FEATURE_WRITE_ZEROES: u64 = 1 << 14;
 
 #[derive(Debug)]
 enum Op {
@@ -39,7 +43,10 @@ pub struct BlkLoad {
     queues: Vec<(Ring, BTreeMap<u16, Op>)>,
     oracle: Oracle,
     random: Random,
-    image: PathBuf,
+    /// Where the disk is seen from outside, if it can be.
+    image: Option<PathBuf>,
+    /// The device takes writes of zeroes.
+    zeroes: bool,
     /// A write that completed is durable.
     through: bool,
     /// Requests that failed, where they may.
@@ -61,12 +68,61 @@ impl BlkLoad {
     /// A guest with these rings; the daemon's directory is `dir`.
     pub fn new(rings: Vec<Ring>, random: Random, dir: &Path) -> BlkLoad {
         let queues = rings.into_iter().map(|ring| (ring, BTreeMap::new())).collect();
-        let (oracle, image) = (Oracle::new(SECTORS), dir.join("disk.img"));
-        BlkLoad { queues, oracle, random, image, through: false, errors: None }
+        let (oracle, image) = (Oracle::new(SECTORS), Some(dir.join("disk.img")));
+        BlkLoad { queues, oracle, random, image, zeroes: true, through: false, errors: None }
+    }
+
+    /// The same for a disk whose images nobody else understands: the guest writes what the disk is to hold at first, and
+    /// reads all of it where others would look at the image.
+    ///
+    /// # Panics
+    /// The device does not take it.
+    pub fn of_nobody_else(rings: Vec<Ring>, random: Random) -> BlkLoad {
+        let mut load = BlkLoad { image: None, ..BlkLoad::new(rings, random, Path::new("")) };
+        let image = load.oracle.image();
+        for (nth, bytes) in (0..).zip(image.chunks(PIECE_BYTES as usize)) {
+            let written = load.run(&Request::write(nth * PIECE_SECTORS, bytes));
+            assert!(matches!(written, Ok(Answer { status: Some(OK), .. })), "{written:?}");
+        }
+        let flushed = load.run(&Request::bare(FLUSH));
+        assert!(matches!(flushed, Ok(Answer { status: Some(OK), .. })), "{flushed:?}");
+        load
+    }
+
+    /// Uses what the device has, which these features tell.
+    pub fn with(self, features: u64) -> BlkLoad {
+        BlkLoad { zeroes: features & FEATURE_WRITE_ZEROES != 0, ..self }
+    }
+
+    /// All of the disk, as the device has it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read_all(&mut self) -> Result<Vec<u8>, Fault> {
+        let mut found = Vec::new();
+        for sector in (0..SECTORS).step_by(usize::try_from(PIECE_SECTORS).unwrap_or(1)) {
+            let Answer { status, data } = self.run(&Request::read(sector, PIECE_BYTES))?;
+            if status != Some(OK) {
+                return Err(Fault::Answer(format!("sector {sector}: read with status {status:?}")));
+            }
+            found.extend(data);
+        }
+        Ok(found)
+    }
+
+    fn run(&mut self, request: &Request) -> Result<Answer, Fault> {
+        let ring = &mut self.queues[0].0;
+        let done = of_queue(0, ring.run(&request.chain(&Framing::usual(request.data_in))))?;
+        Ok(Answer::new(&done, request.data_in))
     }
 
     /// From now on each write is durable when it completes, since the device has no cache for this driver; or not.
+    /// With no cache any more nothing is left in it.
     pub fn write_through(&mut self, through: bool) {
+        if through && !self.through {
+            let all = self.oracle.flush();
+            self.oracle.flushed(all);
+        }
         self.through = through;
     }
 
@@ -90,14 +146,15 @@ impl BlkLoad {
         Ok(())
     }
 
-    /// The guest starts again on these rings, and finds this on its disk.
+    /// The guest starts again on these rings, and reads all of its disk.
     ///
     /// # Errors
-    /// That must not be there.
-    pub fn power_on(&mut self, rings: Vec<Ring>, found: &[u8]) -> Result<(), Fault> {
+    /// What it finds must not be there.
+    pub fn power_on(&mut self, rings: Vec<Ring>) -> Result<(), Fault> {
         self.queues = rings.into_iter().map(|ring| (ring, BTreeMap::new())).collect();
         self.errors = None;
-        Ok(self.oracle.power_lost(found)?)
+        let found = self.read_all()?;
+        Ok(self.oracle.power_lost(&found)?)
     }
 
     fn next(&mut self) -> (Request, Op) {
@@ -109,7 +166,7 @@ impl BlkLoad {
                 let (write, data) = self.oracle.write(first, sectors);
                 (Request::write(first, &data), Op::Write(write))
             }
-            n if n < WRITES + ZEROES => self.zeroes(),
+            n if n < WRITES + ZEROES && self.zeroes => self.zeroes(),
             n if n < WRITES + ZEROES + FLUSHES => (Request::bare(FLUSH), Op::Flush(self.oracle.flush())),
             _ => (Request::read(first, bytes), Op::Read(self.oracle.read(first), bytes)),
         }
@@ -224,7 +281,10 @@ impl Load for BlkLoad {
     }
 
     fn check(&mut self) -> Result<(), Fault> {
-        let image = std::fs::read(&self.image).map_err(|e| Fault::Answer(format!("image: {e}")))?;
+        let image = match &self.image {
+            Some(path) => std::fs::read(path).map_err(|e| Fault::Answer(format!("image: {e}")))?,
+            None => self.read_all()?,
+        };
         Ok(self.oracle.check_image(&image)?)
     }
 }

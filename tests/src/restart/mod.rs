@@ -3,6 +3,7 @@
 //! ```text
 //!  load    verified I/O that goes on for ever: what is outstanding, what came back, whether it was right
 //!    blk      reads, writes and flushes of two queues, checked by the disk oracle
+//!    graph    the same over a graph of five layers
 //!    rng      lengths, and that no bytes come twice
 //!    console  a stream each way, byte by byte; what was repeated is counted
 //!  rig     the daemon with its front-end; kills the one that serves, and brings the session back
@@ -13,6 +14,7 @@
 
 pub mod blk;
 pub mod console;
+pub mod graph;
 pub mod load;
 pub mod rig;
 pub mod rng;

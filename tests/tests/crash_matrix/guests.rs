@@ -44,7 +44,7 @@ fn k10_sigterm_under_load_leaves_the_rest_to_the_next(cell: Cell) {
 /// The same daemon as scenarios know it, with a request that must succeed.
 fn scenario(cell: Cell) -> machine::Device {
     let device = match cell.device {
-        Device::Blk => machine::BLK,
+        Device::Blk | Device::BlkGraph => machine::BLK,
         Device::Rng => machine::RNG,
         Device::Console => machine::CONSOLE,
     };
@@ -166,9 +166,8 @@ fn k20_without_descriptors_for_the_next_front_end(cell: Cell) {
 /// Deadlines are those of a clock that nobody sets (CLOCK_MONOTONIC, `Instant`): nothing that a daemon is made of asks
 /// for the time of day, but to tell it: when something began, when a line was written.
 fn k21_clock_jumps_are_not_seen(cell: Cell) {
-    let folder = format!("{:?}", cell.device).to_lowercase();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    for sources in [root.join("backends/src"), root.join(folder).join("src")] {
+    for sources in [root.join("backends/src"), root.join(cell.device.folder()).join("src")] {
         let asking = asks_for_the_time_of_day(&sources);
         assert!(asking.is_empty(), "{asking:?}");
     }

@@ -21,8 +21,6 @@ use tests::random::Random;
 use tests::restart::soak::Device;
 use tests::restart::{Load, Mode, Rig};
 
-/// What memory may grow by: allocators keep some.
-const RSS_SLACK_KIB: u64 = 2048;
 /// Rounds of traffic before and after.
 const ROUNDS: usize = 5;
 
@@ -45,7 +43,8 @@ impl Cell {
     }
 }
 
-/// Makes a test of each function `fn case(cell: Cell)`, in modules named by daemon, kind of ring and mode.
+/// Makes a test of each function `fn case(cell: Cell)`, in modules named by daemon, kind of ring and mode; for the disk
+/// also over a graph of five layers, unless it is `image` only.
 #[macro_export]
 macro_rules! matrix {
     ($($daemon:ident $device:ident $($mode:ident)*: [$($case:ident),* $(,)?]),* $(,)?) => {
@@ -53,6 +52,16 @@ macro_rules! matrix {
             mod split { $crate::matrix!(@ $device Split [$($mode)*] [$($case)*]); }
             mod packed { $crate::matrix!(@ $device Packed [$($mode)*] [$($case)*]); }
         })*
+    };
+    (@ Blk $rings:ident [] $cases:tt) => {
+        $crate::matrix!(@ Blk $rings [reconnect] $cases);
+        $crate::matrix!(@ Blk $rings [keeper] $cases);
+        $crate::matrix!(@ BlkGraph $rings [graph_reconnect] $cases);
+        $crate::matrix!(@ BlkGraph $rings [graph_keeper] $cases);
+    };
+    (@ Blk $rings:ident [image] $cases:tt) => {
+        $crate::matrix!(@ Blk $rings [reconnect] $cases);
+        $crate::matrix!(@ Blk $rings [keeper] $cases);
     };
     (@ $device:ident $rings:ident [] $cases:tt) => {
         $crate::matrix!(@ $device $rings [reconnect] $cases);
@@ -63,6 +72,12 @@ macro_rules! matrix {
     };
     (@ $device:ident $rings:ident [reconnect] [$($case:ident)*]) => {
         mod reconnect { $(#[test] fn $case() { $crate::matrix!(# $case $device $rings Reconnect) })* }
+    };
+    (@ $device:ident $rings:ident [graph_keeper] [$($case:ident)*]) => {
+        mod graph_keeper { $(#[test] fn $case() { $crate::matrix!(# $case $device $rings Keeper) })* }
+    };
+    (@ $device:ident $rings:ident [graph_reconnect] [$($case:ident)*]) => {
+        mod graph_reconnect { $(#[test] fn $case() { $crate::matrix!(# $case $device $rings Reconnect) })* }
     };
     (# $case:ident $device:ident $rings:ident $mode:ident) => {
         super::super::super::$case($crate::Cell {
@@ -157,12 +172,7 @@ impl Story {
 /// N5.
 #[track_caller]
 fn same_counts(cell: Cell, before: &[Counts], after: &[Counts]) {
-    for (before, after) in before.iter().zip(after) {
-        let key = |counts: &Counts| (counts.fds, counts.threads, counts.maps);
-        assert_eq!(key(after), key(before), "{cell:?}: descriptors, threads, mappings");
-        let most = before.rss_kib + RSS_SLACK_KIB;
-        assert!(after.rss_kib <= most, "{cell:?}: {} KiB resident, {} before", after.rss_kib, before.rss_kib);
-    }
+    cell.device.same_counts(before, after).unwrap_or_else(|fault| panic!("{cell:?}: {fault}"));
 }
 
 /// Takes the file of a point away again, where the point need not have been reached.

@@ -69,7 +69,7 @@ fn dies_in_one(cell: Cell, submit: fn(&mut BlkLoad)) {
     let (launch, points) = armed(cell, &["blk.submitted", "blk.done"]);
     let mut rig = Rig::start(launch, cell.mode, cell.wants(), cell.device.queues());
     let rings = rig.start_rings();
-    let mut load = BlkLoad::new(rings, Random::from_env(), rig.daemon.dir());
+    let mut load = cell.device.disk(&rig, rings, Random::from_env());
     for point in points {
         load.submit();
         load.drain().unwrap();
@@ -88,7 +88,6 @@ crate::matrix! {
         k01_killed_after_pop_before_the_mark, k02_killed_after_the_mark_before_host_io, k03_killed_during_host_io,
         k04_killed_after_io_before_the_used_entry_disk, k05_killed_after_the_used_entry_before_the_index,
         k06_killed_after_the_index_before_the_clear_or_the_call, k07_killed_during_a_flush,
-        k07_killed_during_zeroes,
     ],
     rng Rng: [
         k01_killed_after_pop_before_the_mark, k02_killed_after_the_mark_before_host_io,
@@ -100,4 +99,11 @@ crate::matrix! {
         k04_killed_after_io_before_the_used_entry_streams, k05_killed_after_the_used_entry_before_the_index,
         k06_killed_after_the_index_before_the_clear_or_the_call,
     ],
+}
+
+/// What enciphers has no zeroes to offer.
+mod zeroes {
+    use super::k07_killed_during_zeroes;
+
+    crate::matrix! { blk Blk image: [k07_killed_during_zeroes] }
 }

@@ -53,7 +53,9 @@ impl Load for OneByOne {
 /// Where the device is when it dies of a request, and that request.
 fn deadly(device: Device) -> (&'static str, Chain) {
     match device {
-        Device::Blk => ("blk.submitted", Request::write(0, &[7; 512]).chain(&Framing::usual(0))),
+        Device::Blk | Device::BlkGraph => {
+            ("blk.submitted", Request::write(0, &[7; 512]).chain(&Framing::usual(0)))
+        }
         Device::Rng => ("rng.filled", Chain::new().writable(64)),
         Device::Console => ("console.written", Chain::new().readable(b"deadly")),
     }
@@ -62,7 +64,7 @@ fn deadly(device: Device) -> (&'static str, Chain) {
 /// How the device says that it gave up: by a status if it has one, otherwise the chain comes back empty.
 fn given_up(device: Device, done: &Completion) -> bool {
     match device {
-        Device::Blk => Answer::new(done, 0).status == Some(IOERR),
+        Device::Blk | Device::BlkGraph => Answer::new(done, 0).status == Some(IOERR),
         Device::Rng | Device::Console => done.len == 0,
     }
 }
@@ -108,12 +110,12 @@ fn client(rig: &Rig, cell: Cell) -> Option<UnixStream> {
 #[track_caller]
 fn serves(load: &mut OneByOne, cell: Cell) {
     let request = match cell.device {
-        Device::Blk => Request::write(8, &[1; 512]).chain(&Framing::usual(0)),
+        Device::Blk | Device::BlkGraph => Request::write(8, &[1; 512]).chain(&Framing::usual(0)),
         other => deadly(other).1,
     };
     let done = load.ring().run(&request).unwrap_or_else(|error| panic!("{cell:?}: {error}"));
     let right = match cell.device {
-        Device::Blk => Answer::new(&done, 0).status == Some(OK),
+        Device::Blk | Device::BlkGraph => Answer::new(&done, 0).status == Some(OK),
         Device::Rng => done.len == 64,
         Device::Console => done.len == 0,
     };
