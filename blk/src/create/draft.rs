@@ -2,7 +2,8 @@
 //!
 //! In: the path it is to have, and whether it may replace what is there. Out: a file without a name in the same
 //! directory (O_TMPFILE), which the kernel forgets however this process ends; where the file system knows no such thing
-//! (NFS, FAT), one with a hidden name, which is removed again unless the process is killed. [`Draft::publish`] gives it
+//! (NFS, FAT), one with a hidden name, which is removed again unless the process is killed, as is the one that a file which
+//! replaces another has for an instant. [`Draft::publish`] gives it
 //! its name in one step: nobody sees half an image, and two who make the same one cannot both succeed.
 
 use std::ffi::OsString;
