@@ -381,6 +381,12 @@ impl Disk {
         self.last
     }
 
+    /// Somebody changed what the workers share.
+    pub fn ring(&mut self) {
+        self.tree.rung(&mut self.engine);
+        self.collect();
+    }
+
     /// The queue of all calls stops.
     pub fn stop(&mut self, how: Release) {
         self.tree.stop(QUEUE, how, &mut self.engine);

@@ -1,6 +1,7 @@
 //! `outboard-blk --graph`: a disk of several volumes, served by the daemon to the guest double.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tests::daemon::{Daemon, Launch};
@@ -64,6 +65,54 @@ fn a_graph_is_a_disk_over_the_death_of_its_worker() {
         assert_eq!(blk.read(sectors - 1, 512).unwrap().status, Some(OK));
         assert_eq!(blk.read(sectors, 512).unwrap().status, Some(IOERR));
     }
+}
+
+/// An enciphered image under all that passes calls on.
+fn layers(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        "volume a\n type storage/file\n option path {dir}/a.img\nend-volume\n\
+         volume below\n type debug/io-stats\n subvolumes a\nend-volume\n\
+         volume secret\n type features/crypt\n option key-file {dir}/key\n option sector 4096\n subvolumes below\nend-volume\n\
+         volume slow\n type features/throttle\n option ops 100000\n option group {dir}/group\n subvolumes secret\nend-volume\n\
+         volume late\n type debug/delay-gen\n option delay 0\n option random 1ms\n subvolumes slow\nend-volume\n\
+         volume seen\n type debug/trace\n subvolumes late\nend-volume\n"
+    )
+}
+
+fn launch_layers(mode: u32) -> Launch {
+    let launch = launch(layers);
+    let key = launch.dir().join("key");
+    fs::write(&key, (0..64).collect::<Vec<u8>>()).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+    launch
+}
+
+#[test]
+fn an_enciphered_disk_is_read_by_the_next_worker_and_by_nobody_else() {
+    for engine in ["io-uring", "epoll"] {
+        let daemon = launch_layers(0o600).args(["--engine", engine]).serve().unwrap();
+        let (_frontend, mut blk) = session(&daemon);
+        let text: Vec<u8> = b"nobody else can read this ".iter().copied().cycle().take(32 << 10).collect();
+        assert_eq!(blk.write(8, &text).unwrap().status, Some(OK));
+        daemon.kill_worker();
+        assert!(blk.read(8, 32 << 10).unwrap().data == text);
+        assert_eq!(blk.flush().unwrap().status, Some(OK));
+        let image = fs::read(daemon.dir().join("a.img")).unwrap();
+        let stored = &image[4096..4096 + text.len()];
+        assert!(!stored.windows(8).any(|window| window == b"can read"));
+        // It is no row of equal sectors either, as the text nearly is.
+        assert!(stored[..4096] != stored[4096..8192]);
+        assert!(image[..4096].iter().all(|byte| *byte == 1), "only what was written is enciphered");
+    }
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused_by_its_line() {
+    let exit = launch_layers(0o644).start().wait_exit();
+    assert_eq!(exit.code, Some(2), "{}", exit.stderr);
+    assert!(exit.stderr.contains("disk.vol:11: volume secret: option key-file"), "{}", exit.stderr);
+    assert!(exit.stderr.contains("(mode 644); chmod 600 it"), "{}", exit.stderr);
 }
 
 #[test]

@@ -6,6 +6,7 @@ pub mod cut;
 pub mod join;
 pub mod map;
 pub mod offset;
+pub mod quiesce;
 pub mod read_only;
 pub mod throttle;
 

@@ -112,6 +112,13 @@ pub trait Volume: Send + Sync + Debug {
         Ok(())
     }
 
+    /// Holds calls back from now on, or no longer; its layers are rung after that ([`Layer::rung`]). `false`: it is none
+    /// that can.
+    fn hold(&self, is_held: bool) -> bool {
+        let _ = is_held;
+        false
+    }
+
     /// What it counts and how it is set, for people.
     fn state(&self) -> Map<String, Value> {
         Map::new()

@@ -28,6 +28,7 @@ pub static KINDS: &[&Kind] = &[
     &features::crypt::KIND,
     &features::map::KIND,
     &features::offset::KIND,
+    &features::quiesce::KIND,
     &features::read_only::KIND,
     &features::throttle::KIND,
 ];
