@@ -193,31 +193,50 @@ impl Tree {
     }
 
     /// Carries a call from volume to volume until somebody keeps it.
-    fn carry(&mut self, mut volume: u16, mut step: Step, outside: &mut dyn Outside) {
-        loop {
-            let Some(node) = self.nodes.get(usize::from(volume)) else { return };
-            let (next, call, outcome) = match step {
-                Step::Held => return,
-                Step::Down(call) => (below(node, 0, &call), call, None),
-                Step::To(subvolume, call) => (below(node, subvolume, &call), call, None),
-                Step::Up(call, outcome) => {
-                    let next = node.up.get(call.kind().number()).copied().flatten();
-                    (next, call, Some(outcome))
-                }
-            };
-            let node = next.and_then(|next| self.nodes.get_mut(usize::from(next)));
-            let (Some(next), Some(node)) = (next, node) else {
-                // Down from a leaf leads nowhere.
-                return self.finished.push((call, outcome.unwrap_or(Err(Errno::OPNOTSUPP))));
-            };
-            volume = next;
+    // What a layer answers is taken apart where it was returned: moved as a whole, it would be written in words and read
+    // back at once as something larger, for which the processor waits longer than for everything else here.
+    fn carry(&mut self, volume: u16, step: Step, outside: &mut dyn Outside) {
+        let mut visit = self.next(volume, step);
+        while let Some(Visit { volume, call, outcome }) = visit {
+            let Some(node) = self.nodes.get_mut(usize::from(volume)) else { return };
             let mut host = Host { volume, desk: &mut self.desk, outside };
-            step = match outcome {
+            let step = match outcome {
                 None => node.layer.submit(call, &mut host),
                 Some(outcome) => node.layer.complete(call, outcome, &mut host),
             };
+            visit = self.next(volume, step);
         }
     }
+
+    /// Where a call goes from a volume, if nobody keeps it and it is not over.
+    #[inline(always)]
+    fn next(&mut self, volume: u16, step: Step) -> Option<Visit> {
+        let node = self.nodes.get(usize::from(volume))?;
+        let (next, call, outcome) = match step {
+            Step::Held => return None,
+            Step::Down(call) => (below(node, 0, &call), call, None),
+            Step::To(subvolume, call) => (below(node, subvolume, &call), call, None),
+            Step::Up(call, outcome) => {
+                let next = node.up.get(call.kind().number()).copied().flatten();
+                (next, call, Some(outcome))
+            }
+        };
+        match next {
+            Some(volume) => Some(Visit { volume, call, outcome }),
+            None => {
+                // Down from a leaf leads nowhere.
+                self.finished.push((call, outcome.unwrap_or(Err(Errno::OPNOTSUPP))));
+                None
+            }
+        }
+    }
+}
+
+/// A call on its way to a volume: up, if there is an outcome.
+struct Visit {
+    volume: u16,
+    call: Call,
+    outcome: Option<Outcome>,
 }
 
 #[inline]
