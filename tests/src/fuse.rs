@@ -101,6 +101,11 @@ impl Answers {
         self.send(request.unique, answer);
     }
 
+    /// Answers a write of which only the first bytes were written.
+    pub fn give_short(&self, request: &Request, bytes: usize) {
+        self.send(request.unique, Ok(long_of(bytes).to_vec()));
+    }
+
     fn send(&self, unique: u64, answer: Result<Vec<u8>, Errno>) {
         let error = answer.as_ref().err().map_or(0, |errno| -errno.raw_os_error());
         let answer = answer.unwrap_or_default();

@@ -12,6 +12,9 @@ use rustix::io::Errno;
 use crate::fuse::{Answers, Io, Mount, Request, Serve};
 use crate::wait;
 
+/// What a write that is cut short writes.
+const SHORT_BYTES: usize = 512;
+
 /// The disk; it goes when this is dropped, and whoever waits for an answer gets an error.
 #[derive(Debug)]
 pub struct SlowDisk(Mount<Slow>);
@@ -38,6 +41,8 @@ struct State {
     content: Vec<u8>,
     holding: bool,
     failing: Vec<(Kind, Errno)>,
+    /// Writes that are still to go wrong somehow.
+    stutters: u32,
     held: Vec<Request>,
     writes: usize,
     /// Some request came while another one was held.
@@ -65,6 +70,16 @@ impl SlowDisk {
     /// From now on these fail so.
     pub fn fail(&self, kind: Kind, errno: Errno) {
         self.state().failing.push((kind, errno));
+    }
+
+    /// The next so many writes are cut short, interrupted, or put off (EINTR, EAGAIN), in turn.
+    pub fn stutter(&self, writes: u32) {
+        self.state().stutters = writes;
+    }
+
+    /// Writes that are still to stutter.
+    pub fn stutters(&self) -> u32 {
+        self.state().stutters
     }
 
     /// From now on nothing fails any more.
@@ -136,6 +151,19 @@ impl Serve for Slow {
 
 impl State {
     fn answer(&mut self, request: &Request, answers: &Answers) {
+        if let (Io::Write { at, data, .. }, 1..) = (&request.io, self.stutters) {
+            self.stutters -= 1;
+            let short =
+                Io::Write { at: *at, data: data[..data.len().min(SHORT_BYTES)].to_vec(), durable: false };
+            return match self.stutters % 3 {
+                0 => answers.give(request, Err(Errno::INTR)),
+                1 => answers.give(request, Err(Errno::AGAIN)),
+                _ => {
+                    self.carry_out(&short);
+                    answers.give_short(request, SHORT_BYTES);
+                }
+            };
+        }
         let done = self.fails(&request.io).map_or_else(|| Ok(self.carry_out(&request.io)), Err);
         answers.give(request, done);
     }
