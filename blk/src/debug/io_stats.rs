@@ -2,7 +2,7 @@
 //!
 //! In: any operation. Out: the same. The counters are those of this place in the graph: two of them, above and below a
 //! translator, show what it costs. The clock is read once for all that a worker does at a time, so that a time below some
-//! microseconds is that of the batch. Keeps what is below keeps. Promises: to count is a few additions to words of
+//! microseconds is that of the batch. Counters go on over the death of a worker. Keeps what is below keeps. Promises: to count is a few additions to words of
 //! the worker's own.
 
 #![cfg_attr(
@@ -38,7 +38,7 @@ pub static KIND: Kind = Kind {
     subvolumes: 1..=1,
     options: &[],
     prepare: None,
-    make: |_| Ok(Arc::new(IoStats::default())),
+    make: |made| Ok(Arc::new(IoStats { tally: Tally::kept(made, COUNTERS) })),
 };
 
 /// Counters of a kind of operation.
@@ -47,6 +47,7 @@ const FAILED: usize = 1;
 const BYTES: usize = 2;
 const LATENCY: usize = 3;
 const WORDS: usize = LATENCY + Latency::WORDS;
+const COUNTERS: usize = WORDS.saturating_mul(OpKind::ALL.len());
 /// The greatest of a latency's words, which is no sum.
 const GREATEST: usize = LATENCY + 1;
 
@@ -58,7 +59,7 @@ pub struct IoStats {
 
 impl Default for IoStats {
     fn default() -> IoStats {
-        IoStats { tally: Tally::new(WORDS.saturating_mul(OpKind::ALL.len())) }
+        IoStats { tally: Tally::new(COUNTERS) }
     }
 }
 
