@@ -1,13 +1,14 @@
 //! `outboard-blk --graph`: a disk of several volumes, served by the daemon to the guest double.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use tests::daemon::{Daemon, Launch};
 use tests::frontend::{Frontend, Wants};
-use tests::guest::blk::{Blk, IOERR, OK};
+use tests::guest::blk::{Blk, DISCARD, IOERR, OK, SECURE_ERASE, UNMAP, UNSUPP, WRITE_ZEROES};
 use tests::guest::memory::Ram;
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_SECURE_ERASE};
 
 const RAM_BYTES: u64 = 64 << 20;
 /// Of each of two images; the disk is a window on both.
@@ -124,6 +125,51 @@ fn a_disk_in_memory_lasts_as_long_as_its_daemon() {
     daemon.kill_worker();
     assert_eq!(blk.read(5, 512).unwrap().data, [9; 512]);
     assert_eq!(blk.read(6, 512).unwrap().data, [0; 512]);
+}
+
+/// One image, of which nothing has room, with these options more.
+fn image(options: &'static str) -> Daemon {
+    let launch = launch(move |dir| {
+        let dir = dir.display();
+        format!("volume a\n type storage/file\n option path {dir}/a.img\n {options}\nend-volume\n")
+    });
+    let image = fs::File::create(launch.dir().join("a.img")).unwrap();
+    image.set_len(1 << 20).unwrap();
+    launch.serve().unwrap()
+}
+
+fn room(daemon: &Daemon) -> u64 {
+    fs::metadata(daemon.dir().join("a.img")).unwrap().blocks() * 512
+}
+
+#[test]
+fn room_that_was_reserved_is_kept() {
+    let daemon = image("option preallocation falloc");
+    assert!(room(&daemon) >= 1 << 20);
+    let (frontend, mut blk) = session(&daemon);
+    assert_eq!(frontend.features() & 1 << VIRTIO_BLK_F_DISCARD, 0);
+    assert_eq!(blk.ranges(DISCARD, &[(0, 2048, 0)]).unwrap().status, Some(UNSUPP));
+    assert_eq!(blk.write(8, &[5; 4096]).unwrap().status, Some(OK));
+    assert_eq!(blk.ranges(WRITE_ZEROES, &[(0, 2048, UNMAP)]).unwrap().status, Some(OK));
+    assert_eq!(blk.read(8, 4096).unwrap().data, [0; 4096]);
+    assert!(room(&daemon) >= 1 << 20);
+}
+
+#[test]
+fn what_is_erased_is_written_over_where_the_operator_says_that_it_can_be() {
+    let daemon = image("option secure-erase overwrite");
+    let (frontend, mut blk) = session(&daemon);
+    assert_ne!(frontend.features() & 1 << VIRTIO_BLK_F_SECURE_ERASE, 0);
+    assert_eq!(blk.write(8, &[5; 8192]).unwrap().status, Some(OK));
+    assert_eq!(blk.ranges(SECURE_ERASE, &[(8, 8, 0)]).unwrap().status, Some(OK));
+    assert_eq!(room(&daemon), 8192, "written over, and no hole");
+    let data = blk.read(8, 8192).unwrap().data;
+    assert_eq!((&data[..4096], &data[4096..]), (&[0; 4096][..], &[5; 4096][..]));
+    // Otherwise nobody is told that it could be.
+    let daemon = image("");
+    let (frontend, mut blk) = session(&daemon);
+    assert_eq!(frontend.features() & 1 << VIRTIO_BLK_F_SECURE_ERASE, 0);
+    assert_eq!(blk.ranges(SECURE_ERASE, &[(8, 8, 0)]).unwrap().status, Some(UNSUPP));
 }
 
 #[test]

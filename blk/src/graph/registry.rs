@@ -96,6 +96,11 @@ impl Openings<'_> {
         self.opened.insert(&name(self.volume, what), fd);
     }
 
+    /// A copy of what it has put there.
+    pub fn get(&self, what: &str) -> Option<OwnedFd> {
+        self.opened.get(&name(self.volume, what))?.try_clone_to_owned().ok()
+    }
+
     /// What a keeper before this one had opened so.
     pub fn before(&mut self, what: &str) -> Option<OwnedFd> {
         self.opened.before(&name(self.volume, what))

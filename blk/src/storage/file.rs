@@ -29,17 +29,18 @@ use backends::log::{self, Class};
 use backends::memory::own;
 use backends::sys;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{FallocateFlags, FileType, SeekFrom, fallocate, fstat, seek};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
 
-use super::image::{Found, Image, whole_blocks};
+use super::image::{CACHED, Found, Image, whole_blocks};
+use super::lifetime;
 use super::transfer::{Next, after};
 use crate::call::{Call, Transfer};
-use crate::graph::options::{Preset, Setting, Type, Values};
+use crate::graph::options::{Bad, Preset, Setting, Type, Values};
 use crate::graph::registry::{Kind, Purpose};
 use crate::graph::{Host, Layer, Outcome, Sees, Step, Volume};
-use crate::op::{Bounds, Extent, ExtentKind, Keeps, Op};
+use crate::op::{Bounds, Extent, ExtentKind, Keeps, Lifetime, Op};
 
 /// What can be set.
 const OPTIONS: &[Setting] = &[
@@ -60,6 +61,18 @@ const OPTIONS: &[Setting] = &[
         kind: Type::Bool,
         preset: Preset::Is("off"),
         about: "Pass the host's page cache by (O_DIRECT)",
+    },
+    Setting {
+        name: "preallocation",
+        kind: Type::Enum(&["off", "falloc"]),
+        preset: Preset::Is("off"),
+        about: "With falloc, all room is reserved at the start, and kept: no discard. To write it: `create`",
+    },
+    Setting {
+        name: "secure-erase",
+        kind: Type::Enum(&["off", "overwrite"]),
+        preset: Preset::Is("off"),
+        about: "With overwrite, say so if writing over data erases them: neither the medium nor a layer keeps copies",
     },
     BLOCK_SIZE,
 ];
@@ -84,13 +97,45 @@ pub static KIND: Kind = Kind {
             Purpose::Serve => image.prepare(openings.volume, openings.opened)?,
             Purpose::Look => image.look(openings.volume, openings.opened)?,
         }
+        let Some(cached) = openings.get(CACHED) else { return Ok(()) };
+        if keeps_room(values) && openings.purpose == Purpose::Serve {
+            reserve(cached.as_fd())?;
+        }
+        lifetime::open(cached, openings);
         Ok(())
     }),
     make: |made| {
         let image = image(made.values);
-        Ok(image.volume(image.find(made.volume, made.kept)?))
+        let found = image.find(made.volume, made.kept)?;
+        let shape = Shape {
+            overwrites: made.values.word("secure-erase") == Some("overwrite"),
+            keeps_room: keeps_room(made.values),
+            lifetime: lifetime::read(made),
+            ..image.shape(&found)
+        };
+        Ok(Arc::new(File::new(found, shape)))
     },
 };
+
+fn keeps_room(values: &Values) -> bool {
+    values.word("preallocation") == Some("falloc")
+}
+
+/// Has all of a file reserved, as posix_fallocate(3) does; what is in it stays.
+fn reserve(file: BorrowedFd<'_>) -> Result<(), Bad> {
+    let refused =
+        |errno: Errno, cure| Bad::option("preallocation", format_args!("{errno}; {cure}")).with_code(1);
+    let stat = fstat(file).map_err(|errno| refused(errno, "give a file of this host"))?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
+        return Ok(());
+    }
+    let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+    let reserved = fallocate(file, FallocateFlags::empty(), 0, bytes);
+    reserved.map_err(|errno| match errno {
+        Errno::NOSPC | Errno::DQUOT => refused(errno, "make room, or leave preallocation out"),
+        _ => refused(errno, "put it on a file system that can, or leave preallocation out"),
+    })
+}
 
 fn image(values: &Values) -> Image {
     Image {
@@ -137,6 +182,10 @@ pub struct Shape {
     pub durable: bool,
     /// Writing over something erases it: the medium keeps no older copies, nor does what is below it.
     pub overwrites: bool,
+    /// Its room was reserved and is never given back.
+    pub keeps_room: bool,
+    /// How worn the device was when the worker began.
+    pub lifetime: Option<Lifetime>,
 }
 
 impl File {
@@ -214,20 +263,21 @@ impl File {
 
 impl Volume for Arc<File> {
     fn keeps(&self, _: &[Keeps]) -> Result<Keeps, String> {
-        let Shape { block_bytes, physical_bytes, read_only, durable, overwrites } = self.shape;
+        let Shape { block_bytes, physical_bytes, read_only, durable, overwrites, keeps_room, lifetime } =
+            self.shape;
         let range = Bounds { max_bytes: MAX_RANGE_BYTES, align_bytes: physical_bytes };
         let ranges = Some(range).filter(|_| !read_only);
         Ok(Keeps {
             physical_bytes,
             read_only,
             flush: durable,
-            // FUSE forgets that a direct write is to be durable (RWF_DSYNC, seen on Linux 6.18).
-            fua: durable && self.found.direct.is_none(),
-            discard: ranges,
+            fua: durable,
+            discard: ranges.filter(|_| !keeps_room),
             zeroes: ranges,
-            unmap: !read_only,
+            unmap: !read_only && !keeps_room,
             secure_erase: ranges.filter(|_| overwrites),
             extents: true,
+            lifetime,
             ..Keeps::plain(self.size_bytes.load(Ordering::Relaxed), block_bytes)
         })
     }

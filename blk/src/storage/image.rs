@@ -196,15 +196,22 @@ impl Image {
         find().map_err(|problem: Problem| problem.of(self))
     }
 
-    /// What serves it.
-    pub fn volume(&self, found: Found) -> Arc<dyn Volume> {
-        let shape = Shape {
+    /// How it is to be served.
+    pub fn shape(&self, found: &Found) -> Shape {
+        Shape {
             block_bytes: self.block_bytes,
             physical_bytes: found.physical_bytes(self.block_bytes),
             read_only: self.read_only,
             durable: true,
             overwrites: false,
-        };
+            keeps_room: false,
+            lifetime: None,
+        }
+    }
+
+    /// What serves it so.
+    pub fn volume(&self, found: Found) -> Arc<dyn Volume> {
+        let shape = self.shape(&found);
         Arc::new(File::new(found, shape))
     }
 }

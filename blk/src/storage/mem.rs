@@ -50,7 +50,15 @@ fn volume(made: &Made<'_>) -> Result<Arc<File>, Bad> {
     let physical_bytes = PAGE_BYTES.max(block_bytes);
     let file = File::new(
         found,
-        Shape { block_bytes, physical_bytes, read_only: false, durable: false, overwrites: false },
+        Shape {
+            block_bytes,
+            physical_bytes,
+            read_only: false,
+            durable: false,
+            overwrites: false,
+            keeps_room: false,
+            lifetime: None,
+        },
     );
     // Memory is given back or not, but has no zeros of its own.
     file.cannot(Room::Zeros);

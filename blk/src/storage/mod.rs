@@ -5,6 +5,7 @@
 
 pub mod file;
 pub mod image;
+pub mod lifetime;
 pub mod lock;
 pub mod mem;
 pub mod null;
