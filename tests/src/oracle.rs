@@ -175,7 +175,7 @@ impl Oracle {
         }
     }
 
-    /// A write came back with an error: it may have taken effect or not, and replaces nothing.
+    /// A write came back with an error, or zeroes were a discard: it may have taken effect or not, and replaces nothing.
     ///
     /// # Panics
     /// Not from this oracle.

@@ -1,4 +1,4 @@
-//! Reads, writes, zeroes and flushes on two queues of a disk, every sector known to the oracle.
+//! Reads, writes, zeroes, discards and flushes on two queues of a disk, every sector known to the oracle.
 //!
 //! Few sectors and many requests, so that requests overlap: in flight beside each other, and one after the other.
 
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::load::{Fault, Load, of_queue};
 use crate::daemon::Launch;
-use crate::guest::blk::{Answer, FLUSH, Framing, IOERR, OK, Request, UNMAP, WRITE_ZEROES};
+use crate::guest::blk::{Answer, DISCARD, FLUSH, Framing, IOERR, OK, Request, UNMAP, WRITE_ZEROES};
 use crate::guest::ring::{Completion, Ring};
 use crate::oracle::{Flush, Oracle, Read, SECTOR_BYTES, Write};
 use crate::random::Random;
@@ -21,7 +21,7 @@ const PIECE_SECTORS: u64 = 64;
 const PIECE_BYTES: u32 = 64 * 512;
 /// Longest request.
 const MAX_SECTORS: u64 = 16;
-/// Of ten requests: writes, writes of zeroes, and flushes; the rest are reads.
+/// Of ten requests: writes, writes of zeroes or discards, and flushes; the rest are reads.
 const WRITES: u64 = 4;
 const ZEROES: u64 = 1;
 const FLUSHES: u64 = 1;
@@ -33,6 +33,8 @@ const FEATURE_WRITE_ZEROES: u64 = 1 << 14;
 enum Op {
     Write(Write),
     Zeroes(Vec<Write>),
+    /// What stood there may stay, or be zeros.
+    Discard(Vec<Write>),
     Read(Read, u32),
     Flush(Flush),
 }
@@ -45,7 +47,7 @@ pub struct BlkLoad {
     random: Random,
     /// Where the disk is seen from outside, if it can be.
     image: Option<PathBuf>,
-    /// The device takes writes of zeroes.
+    /// The device takes writes of zeroes, and what was discarded reads as before or as zeros.
     zeroes: bool,
     /// A write that completed is durable.
     through: bool,
@@ -166,24 +168,40 @@ impl BlkLoad {
                 let (write, data) = self.oracle.write(first, sectors);
                 (Request::write(first, &data), Op::Write(write))
             }
-            n if n < WRITES + ZEROES && self.zeroes => self.zeroes(),
+            n if n < WRITES + ZEROES && self.zeroes => {
+                if self.random.below(2) == 0 {
+                    self.zeroes()
+                } else {
+                    self.discard()
+                }
+            }
             n if n < WRITES + ZEROES + FLUSHES => (Request::bare(FLUSH), Op::Flush(self.oracle.flush())),
             _ => (Request::read(first, bytes), Op::Read(self.oracle.read(first), bytes)),
         }
     }
 
-    /// Several ranges, some of which may be given back. They may lie across each other.
     fn zeroes(&mut self) -> (Request, Op) {
+        let (ranges, writes) = self.ranges(UNMAP);
+        (Request::ranges(WRITE_ZEROES, &ranges), Op::Zeroes(writes))
+    }
+
+    fn discard(&mut self) -> (Request, Op) {
+        let (ranges, writes) = self.ranges(0);
+        (Request::ranges(DISCARD, &ranges), Op::Discard(writes))
+    }
+
+    /// Several ranges, some of them with this flag. They may lie across each other.
+    fn ranges(&mut self, flag: u32) -> (Vec<(u64, u32, u32)>, Vec<Write>) {
         let count = 1 + self.random.below(MAX_RANGES);
         let (mut ranges, mut writes) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let sectors = 1 + self.random.below(MAX_SECTORS);
             let first = self.random.below(SECTORS - sectors);
-            let flags = if self.random.below(2) == 0 { UNMAP } else { 0 };
+            let flags = if self.random.below(2) == 0 { flag } else { 0 };
             ranges.push((first, u32::try_from(sectors).unwrap_or(1), flags));
             writes.push(self.oracle.zeroes(first, sectors));
         }
-        (Request::ranges(WRITE_ZEROES, &ranges), Op::Zeroes(writes))
+        (ranges, writes)
     }
 
     /// Makes one request: a flush.
@@ -195,6 +213,12 @@ impl BlkLoad {
     /// Makes one request: a write of zeroes.
     pub fn submit_zeroes(&mut self) {
         let (request, op) = self.zeroes();
+        self.submit_one(&request, op);
+    }
+
+    /// Makes one request: a discard.
+    pub fn submit_discard(&mut self) {
+        let (request, op) = self.discard();
         self.submit_one(&request, op);
     }
 
@@ -224,6 +248,7 @@ impl BlkLoad {
         match op {
             Op::Write(write) => written(write),
             Op::Zeroes(writes) => writes.into_iter().for_each(written),
+            Op::Discard(writes) => writes.into_iter().for_each(|write| self.oracle.failed(write)),
             Op::Flush(flush) => self.oracle.flushed(flush),
             Op::Read(read, _) => self.oracle.check_read(read, &data)?,
         }
@@ -234,7 +259,9 @@ impl BlkLoad {
     fn failed(&mut self, op: Op) {
         match op {
             Op::Write(write) => self.oracle.failed(write),
-            Op::Zeroes(writes) => writes.into_iter().for_each(|write| self.oracle.failed(write)),
+            Op::Zeroes(writes) | Op::Discard(writes) => {
+                writes.into_iter().for_each(|write| self.oracle.failed(write));
+            }
             Op::Read(read, _) => self.oracle.gave_up(read),
             Op::Flush(_) => {}
         }

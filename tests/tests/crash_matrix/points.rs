@@ -64,6 +64,10 @@ fn k07_killed_during_zeroes(cell: Cell) {
     dies_in_one(cell, BlkLoad::submit_zeroes);
 }
 
+fn k07_killed_during_discards(cell: Cell) {
+    dies_in_one(cell, BlkLoad::submit_discard);
+}
+
 /// With nothing else under way.
 fn dies_in_one(cell: Cell, submit: fn(&mut BlkLoad)) {
     let (launch, points) = armed(cell, &["blk.submitted", "blk.done"]);
@@ -101,9 +105,9 @@ crate::matrix! {
     ],
 }
 
-/// What enciphers has no zeroes to offer.
+/// What enciphers has no zeroes to offer, and what it discarded reads as anything.
 mod zeroes {
-    use super::k07_killed_during_zeroes;
+    use super::{k07_killed_during_discards, k07_killed_during_zeroes};
 
-    crate::matrix! { blk Blk image: [k07_killed_during_zeroes] }
+    crate::matrix! { blk Blk image: [k07_killed_during_zeroes, k07_killed_during_discards] }
 }
