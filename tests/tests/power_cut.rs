@@ -9,8 +9,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
-use tests::daemon::{Daemon, Launch};
+use tests::daemon::{Daemon, DaemonError, Launch};
 use tests::frontend::{Frontend, Wants};
 use tests::guest::blk::WRITEBACK;
 use tests::guest::format::RingKind;
@@ -21,12 +22,15 @@ use tests::random::Random;
 use tests::restart::blk::{self, BlkLoad};
 use tests::restart::graph;
 use tests::restart::{Fault, Load};
+use tests::wait;
 use xtask::skip::skip;
 
 const RAM_BYTES: u64 = 32 << 20;
 const QUEUE_SIZE: u16 = 64;
 const QUEUES: u8 = 2;
 const CUTS: u32 = 6;
+/// Exit code of a daemon whose image somebody else has.
+const IN_USE: i32 = 4;
 /// Most requests of the disk before a cut.
 const MOST: u64 = 300;
 const FEATURE_FLUSH: u64 = 1 << 9;
@@ -112,12 +116,25 @@ impl Host {
         self.daemon.kill9();
         self.load.power_off()?;
         self.disks.power_on();
-        self.daemon.start_again(Vec::new());
-        self.daemon.wait_again().unwrap();
+        self.start_again();
         let (frontend, rings) = session(&self.daemon, self.cell.wants());
         self.frontend = frontend;
         self.load.write_through(!self.cell.cache);
         self.load.power_on(rings)
+    }
+
+    /// The image is locked until the host has ended the last I/O of the daemon before, which a busy host may not have done
+    /// when the next one gives up.
+    fn start_again(&mut self) {
+        let until = wait::deadline();
+        loop {
+            self.daemon.start_again(Vec::new());
+            match self.daemon.wait_again() {
+                Ok(()) => return,
+                Err(DaemonError::Ended(exit)) if exit.code == Some(IN_USE) && Instant::now() < until => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     /// The driver chooses the mode of the cache anew (§5.2.6.2): what it saw completed before is durable if it takes none.
