@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use serde_json::{Map, Value};
 
 use crate::control::metrics::Exposition;
-use crate::control::{Change, ChangeError};
+use crate::control::{Answer, Call, Change, ChangeError, Route};
 use crate::engine::{Buffers, Engine, Interest, Op, Token};
 use crate::notify::Signal;
 use crate::proto::ProtocolFeatures;
@@ -85,6 +85,29 @@ pub trait Device: Send + Sync + 'static {
     /// Which of them makes no sense.
     fn change(&self, change: &Change<'_>) -> Result<(), ChangeError> {
         change.only(&[])
+    }
+
+    /// What can be asked of it on the control socket, and of no other device.
+    fn routes(&self) -> &'static [Route] {
+        &[]
+    }
+
+    /// Answers a request for one of [`Device::routes`]. Called by the control thread: it must not wait. What takes
+    /// longer goes on by [`Device::rung`].
+    fn call(&self, call: Call) -> Answer {
+        Answer::missing(call.route.path)
+    }
+
+    /// Readable when [`Device::rung`] has something to do.
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// The control thread passes by: the bell has rung, the moment has come that was named, or anything else happened
+    /// there. When it is to come again, whoever rings. It must not wait.
+    fn rung(&self, now: Instant) -> Option<Instant> {
+        let _ = now;
+        None
     }
 
     /// Numbers of its own for `GET /metrics`.
@@ -283,6 +306,13 @@ impl Queues {
     /// The queue with this number, if this worker serves it now.
     pub fn get(&mut self, index: u16) -> Option<&mut Queue> {
         self.running.get_mut(usize::from(index))?.as_mut()
+    }
+
+    /// The numbers of all of them.
+    pub fn running(&self) -> impl Iterator<Item = u16> + use<> {
+        let there: Vec<u16> =
+            (0..).zip(&self.running).filter(|(_, queue)| queue.is_some()).map(|(at, _)| at).collect();
+        there.into_iter()
     }
 
     pub(crate) fn any_woken(&self) -> bool {

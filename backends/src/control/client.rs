@@ -105,9 +105,23 @@ impl Client {
         body: Option<&Value>,
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<Reply, ClientError> {
+        self.call_with(method, path, body, fd.as_slice())
+    }
+
+    /// The same with any number of descriptors.
+    ///
+    /// # Errors
+    /// As from [`Client::call`].
+    pub fn call_with(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Reply, ClientError> {
         let request = request(method, path, body);
-        match self.exchange(&request, fd) {
-            Err(ClientError::Ended) if !method.changes() => self.exchange(&request, fd),
+        match self.exchange(&request, fds) {
+            Err(ClientError::Ended) if !method.changes() => self.exchange(&request, fds),
             other => other,
         }
     }
@@ -130,14 +144,14 @@ impl Client {
         }
     }
 
-    fn exchange(&mut self, request: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<Reply, ClientError> {
+    fn exchange(&mut self, request: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
         let until = Deadline::after(self.patience);
         let connection = match self.connection.take() {
             Some(connection) => connection,
             None => open(&self.path, self.patience)?,
         };
         // A server that refuses a request may close before it has read all of it: its answer is there then.
-        let sent = send(&connection, request, fd, &until);
+        let sent = send(&connection, request, fds, &until);
         let reply = receive(&connection, &until);
         if sent.is_ok() && reply.as_ref().is_ok_and(|(_, last)| !last) {
             self.connection = Some(connection);
@@ -209,10 +223,9 @@ fn request(method: Method, path: &str, body: Option<&Value>) -> Vec<u8> {
 fn send(
     connection: &UnixStream,
     mut bytes: &[u8],
-    fd: Option<BorrowedFd<'_>>,
+    mut fds: &[BorrowedFd<'_>],
     until: &Deadline,
 ) -> Result<(), ClientError> {
-    let mut fds = fd.as_slice();
     while !bytes.is_empty() {
         connection.set_write_timeout(Some(until.left()?))?;
         let sent = passing::send(connection, bytes, fds, SendFlags::empty());

@@ -30,6 +30,8 @@ const WHOLE: Duration = Duration::from_secs(5);
 const LEAVING: Duration = Duration::from_secs(1);
 /// How long each of these may take while others wait for their turn.
 const PRESSED: Duration = Duration::from_millis(250);
+/// Descriptors of a request that are taken in: those beyond are closed, and what is left is one too many already.
+const MAX_DESCRIPTORS: usize = 65;
 /// Bytes read in one turn.
 const READ_BYTES: usize = 8 << 10;
 
@@ -62,7 +64,7 @@ pub(super) struct Connection {
     /// When the stage began.
     since: Instant,
     input: Vec<u8>,
-    /// What came with the request: two are too many already.
+    /// What came with the request: no more than anybody takes, and one.
     fds: Vec<OwnedFd>,
     output: Vec<u8>,
     sent_bytes: usize,
@@ -144,7 +146,7 @@ impl Connection {
         let came = bytes.get(..received.bytes).filter(|came| !came.is_empty()).ok_or(Gone)?;
         self.input.extend(came);
         self.fds.extend(received.fds);
-        self.fds.truncate(2);
+        self.fds.truncate(MAX_DESCRIPTORS);
         if self.stage == Stage::Idle {
             self.enter(Stage::Asking { continued: false }, now);
         }

@@ -7,10 +7,13 @@
 //! | `GET /device`, `PUT /device` | what can be changed while it serves ([`Device::settings`], [`Device::change`]) |
 //! | `PUT /log`, `POST /log/reopen` | another level, another file ([`super::logs`]) |
 //! | `POST /upgrade` | 202: another worker, of what the executable's path names now, takes over |
+//! | a device's own | [`Device::routes`] |
 //!
 //! Nothing here waits for the data path, nor it for us: it is read by atomics, and changed by the device's own means.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
@@ -56,6 +59,7 @@ pub struct Daemon<D: Device> {
     pub(super) stats: Stats,
     pub(super) seen: Seen,
     changes: Changes,
+    routes: Vec<Route>,
 }
 
 impl<D: Device> Daemon<D> {
@@ -63,7 +67,8 @@ impl<D: Device> Daemon<D> {
     pub fn new(about: About, kept: Kept, server: &Server<D>, changes: Changes) -> Daemon<D> {
         let (device, stats, seen) =
             (Arc::clone(server.device()), server.stats().clone(), server.seen().clone());
-        Daemon { about, kept, device, stats, seen, changes }
+        let routes = ROUTES.iter().chain(device.routes()).copied().collect();
+        Daemon { about, kept, device, stats, seen, changes, routes }
     }
 
     fn change(&self, members: &Map<String, Value>) -> Answer {
@@ -89,11 +94,22 @@ impl<D: Device> Daemon<D> {
 }
 
 impl<D: Device> Service for Daemon<D> {
-    fn routes(&self) -> &'static [Route] {
-        &ROUTES
+    fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        self.device.bell()
+    }
+
+    fn rung(&self, now: Instant) -> Option<Instant> {
+        self.device.rung(now)
     }
 
     fn call(&self, call: Call) -> Answer {
+        if self.device.routes().contains(&call.route) {
+            return self.device.call(call);
+        }
         let members = match call.object() {
             Ok(members) => members,
             Err(refusal) => return refusal,
@@ -105,7 +121,7 @@ impl<D: Device> Service for Daemon<D> {
             (_, "/device") => self.change(&members),
             (_, "/log" | "/log/reopen") => logs::answer(&call),
             (_, "/upgrade") => self.upgrade(),
-            (_, path) => Answer::error(404, format_args!("There is no {path}")),
+            (_, path) => Answer::missing(path),
         }
     }
 }

@@ -25,6 +25,11 @@ impl Desk {
         Desk { service, own_uid: rustix::process::geteuid().as_raw() }
     }
 
+    /// What has more to do than answer.
+    pub(super) fn service(&self) -> &dyn Service {
+        &*self.service
+    }
+
     /// Answers, whatever was asked.
     pub(super) fn answer(&self, head: &Head, body: Vec<u8>, fds: Vec<OwnedFd>, peer: Peer) -> Answer {
         let call = self.route(head).and_then(|route| self.admit(route, body, fds, peer));
@@ -68,7 +73,7 @@ impl Desk {
         Err(Answer { allow: Some(allow), ..Answer::error(405, line) })
     }
 
-    fn admit(&self, route: Route, body: Vec<u8>, mut fds: Vec<OwnedFd>, peer: Peer) -> Result<Call, Answer> {
+    fn admit(&self, route: Route, body: Vec<u8>, fds: Vec<OwnedFd>, peer: Peer) -> Result<Call, Answer> {
         if route.method.changes() && ![0, self.own_uid].contains(&peer.uid) {
             let Peer { uid, .. } = peer;
             return Err(Answer::error(
@@ -79,11 +84,15 @@ impl Desk {
                 ),
             ));
         }
-        if fds.len() > usize::from(route.descriptor) {
-            let most = if route.descriptor { "one descriptor" } else { "no descriptor" };
+        if fds.len() > route.descriptors {
+            let most = match route.descriptors {
+                0 => "no descriptor".to_owned(),
+                1 => "one descriptor".to_owned(),
+                most => format!("{most} descriptors at most"),
+            };
             return Err(Answer::error(400, format_args!("{} takes {most}; pass no more", route.path)));
         }
-        Ok(Call { route, body, fd: fds.pop(), peer })
+        Ok(Call { route, body, fds, peer })
     }
 
     fn call(&self, call: Call) -> Answer {

@@ -15,7 +15,7 @@ use crate::log;
 /// `{"level": "debug"}`: what is written from now on.
 pub const LEVEL: Route = Route::new(Method::Put, "/log");
 /// The descriptor that comes with the request is the log file from now on.
-pub const REOPEN: Route = Route { method: Method::Post, path: "/log/reopen", descriptor: true };
+pub const REOPEN: Route = Route { method: Method::Post, path: "/log/reopen", descriptors: 1 };
 
 /// `error` first: what is written at a level is also written at those after it.
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
@@ -36,7 +36,7 @@ pub fn answer(call: &Call) -> Answer {
         Err(refusal) => return refusal,
     };
     let changed = match call.route.path == REOPEN.path {
-        true => reopen(&members, call.fd.as_ref()),
+        true => reopen(&members, call.fds.first()),
         false => set_level(&members),
     };
     changed.err().unwrap_or_else(|| Answer::json(&state()))

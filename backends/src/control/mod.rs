@@ -41,7 +41,8 @@ mod socket;
 mod state;
 
 use std::fmt::Display;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use serde_json::{Map, Value, json};
 
@@ -83,14 +84,14 @@ pub struct Route {
     pub method: Method,
     /// To what.
     pub path: &'static str,
-    /// A descriptor may come with it.
-    pub descriptor: bool,
+    /// Descriptors that may come with it.
+    pub descriptors: usize,
 }
 
 impl Route {
     /// A route to which no descriptor comes.
     pub const fn new(method: Method, path: &'static str) -> Route {
-        Route { method, path, descriptor: false }
+        Route { method, path, descriptors: 0 }
     }
 }
 
@@ -112,8 +113,8 @@ pub struct Call {
     pub route: Route,
     /// What came with it; at most [`http::MAX_BODY_BYTES`].
     pub body: Vec<u8>,
-    /// The descriptor that came with it, if the route takes one.
-    pub fd: Option<OwnedFd>,
+    /// The descriptors that came with it: no more than the route takes.
+    pub fds: Vec<OwnedFd>,
     /// Who asks.
     pub peer: Peer,
 }
@@ -171,6 +172,11 @@ impl Answer {
         Answer::with(status, &json!({ "error": line.to_string() }))
     }
 
+    /// 404: no route leads there.
+    pub fn missing(path: &str) -> Answer {
+        Answer::error(404, format_args!("There is no {path}"))
+    }
+
     fn with(status: u16, value: &Value) -> Answer {
         let mut body = value.to_string().into_bytes();
         body.push(b'\n');
@@ -181,10 +187,21 @@ impl Answer {
 /// What answers requests. It is called by the control thread, one request at a time, and must not wait.
 pub trait Service: Send + Sync {
     /// All that can be asked.
-    fn routes(&self) -> &'static [Route];
+    fn routes(&self) -> &[Route];
 
     /// Answers. The request is one of [`Service::routes`], and the peer may make it.
     fn call(&self, call: Call) -> Answer;
+
+    /// What has more to do than answer: readable when it has.
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Its bell is readable, or the moment has come that it named. When it wants to be called next, if nobody rings.
+    fn rung(&self, now: Instant) -> Option<Instant> {
+        let _ = now;
+        None
+    }
 }
 
 #[cfg(test)]

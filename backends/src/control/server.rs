@@ -50,6 +50,7 @@ impl Control {
             desk: Desk::new(service),
             clients: Vec::new(),
             door: Door::Open,
+            wake: None,
         };
         Ok(Control { stop, server: Some(server), thread: None })
     }
@@ -92,6 +93,8 @@ struct Server {
     desk: Desk,
     clients: Vec<Connection>,
     door: Door,
+    /// When the service wants to be called, whoever rings.
+    wake: Option<Instant>,
 }
 
 /// What a wait has found.
@@ -109,6 +112,7 @@ impl Server {
             && !ready.stop
         {
             self.round(&ready, Instant::now());
+            self.wake = self.desk.service().rung(Instant::now());
         }
     }
 
@@ -156,7 +160,9 @@ impl Server {
             let (fd, flags) = client.interest();
             PollFd::from_borrowed_fd(fd, flags)
         });
-        let mut fds: Vec<_> = own.into_iter().chain(clients).collect();
+        let bell = self.desk.service().bell().map(|bell| PollFd::from_borrowed_fd(bell, PollFlags::IN));
+        // Behind the clients: that it has rung is seen by whoever is called anyway.
+        let mut fds: Vec<_> = own.into_iter().chain(clients).chain(bell).collect();
         loop {
             match poll(&mut fds, self.timeout().as_ref()) {
                 Err(Errno::INTR) => {}
@@ -172,7 +178,7 @@ impl Server {
     fn timeout(&self) -> Option<Timespec> {
         let retry = if let Door::Shut(until) = self.door { Some(until) } else { None };
         let late = self.clients.iter().map(Connection::deadline);
-        let first = late.chain(retry).min()?;
+        let first = late.chain(retry).chain(self.wake).min()?;
         Timespec::try_from(first.saturating_duration_since(Instant::now())).ok()
     }
 }

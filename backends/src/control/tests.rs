@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,7 +24,7 @@ impl Service for Echo {
         const ROUTES: [Route; 3] = [
             Route::new(Method::Get, "/state"),
             Route::new(Method::Put, "/state"),
-            Route { method: Method::Post, path: "/file", descriptor: true },
+            Route { method: Method::Post, path: "/file", descriptors: 1 },
         ];
         &ROUTES
     }
@@ -32,7 +32,7 @@ impl Service for Echo {
     fn call(&self, call: Call) -> Answer {
         let body = String::from_utf8_lossy(&call.body).into_owned();
         Answer::json(
-            &json!({ "path": call.route.path, "body": body, "fd": call.fd.is_some(), "uid": call.peer.uid }),
+            &json!({ "path": call.route.path, "body": body, "fd": !call.fds.is_empty(), "uid": call.peer.uid }),
         )
     }
 }
@@ -190,4 +190,52 @@ fn half_a_request_is_told_so_after_a_while() {
     let served = Served::new();
     let mut stream = served.connect();
     assert_eq!(ask(&mut stream, "GET /state HT").0, 408);
+}
+
+/// Is called when its bell rings, and a second time at the moment that it names then.
+struct Rings {
+    bell: OwnedFd,
+    called: Mutex<Vec<Instant>>,
+}
+
+const LATER: Duration = Duration::from_millis(50);
+
+impl Service for Rings {
+    fn routes(&self) -> &[Route] {
+        &[]
+    }
+
+    fn call(&self, call: Call) -> Answer {
+        Answer::missing(call.route.path)
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.bell.as_fd())
+    }
+
+    fn rung(&self, now: Instant) -> Option<Instant> {
+        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
+        let mut called = self.called.lock().unwrap();
+        called.push(now);
+        (called.len() == 1).then(|| now + LATER)
+    }
+}
+
+#[test]
+fn a_service_is_called_when_its_bell_rings_and_when_it_wants_to_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = rustix::event::EventfdFlags::NONBLOCK;
+    let (bell, called) = (rustix::event::eventfd(0, flags).unwrap(), Mutex::default());
+    let service = Arc::new(Rings { bell, called });
+    let listener = UnixListener::bind(dir.path().join("x.control")).unwrap();
+    let mut control = Control::new(listener, service.clone()).unwrap();
+    control.start().unwrap();
+    rustix::io::write(&service.bell, &1u64.to_ne_bytes()).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while service.called.lock().unwrap().len() < 2 {
+        assert!(Instant::now() < until, "nobody calls");
+        std::thread::yield_now();
+    }
+    let called = service.called.lock().unwrap();
+    assert!(called[1] >= called[0] + LATER, "{called:?}");
 }
