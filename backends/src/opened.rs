@@ -104,6 +104,11 @@ impl Opened {
         self.made.iter().map(|made| made.path.as_path())
     }
 
+    /// All of them by name, for a process that passes them on by itself.
+    pub fn into_fds(self) -> BTreeMap<String, OwnedFd> {
+        self.fds
+    }
+
     /// For a daemon that is one process.
     pub fn into_kept(self) -> (Kept, Made) {
         (Kept::of(self.fds), Made { _paths: self.made })

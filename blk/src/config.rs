@@ -76,8 +76,9 @@ impl Program for Options {
     }
 
     fn open(self, kept: &Kept) -> Result<Blk, Failure> {
-        let (_, graph) = self.source().find(kept)?;
-        Ok(Blk::new(graph, self.queues, &self.serial).hearing(kept.take(uevents::NAME)))
+        let live = self.source().find(kept)?;
+        let blk = Blk::new(live, kept, self.queues, &self.serial).map_err(Failure::host)?;
+        Ok(blk.hearing(kept.take(uevents::NAME)))
     }
 }
 

@@ -20,14 +20,17 @@
     )
 )]
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use backends::control::{Change, ChangeError};
+use backends::control::metrics::Exposition;
+use backends::control::{self, Answer, Change, ChangeError, Route};
 use backends::device::{Announcer, Device, Handler, Io, Queues, Source, Timer, Turn};
 use backends::engine::{self, Interest};
 use backends::failpoint;
+use backends::kept::Kept;
 use backends::log::{self, Class};
 use backends::queue::{Queue, Request};
 use rustix::io::Errno;
@@ -36,6 +39,9 @@ use serde_json::{Map, Value};
 use crate::answer::Pending;
 use crate::cache::Cache;
 use crate::call::Call;
+use crate::graph::change::{self, Changes};
+use crate::graph::gate::{Gate, News, Place};
+use crate::graph::live::Live;
 use crate::graph::tree::Outside;
 use crate::graph::volfile::MAX_VOLUMES;
 use crate::graph::{Graph, Outcome, Release, Tree};
@@ -53,11 +59,14 @@ const _: () = assert!(MAX_VOLUMES <= 64);
 
 /// Something was said about block devices.
 const UEVENTS: Source = Source(0);
+/// The gate was closed or opened.
+const GATE: Source = Source(1);
 
 /// A disk that is made of this graph.
 #[derive(Debug)]
 pub struct Blk {
-    graph: Arc<Graph>,
+    gate: Arc<Gate>,
+    changes: Changes,
     cache: Arc<Cache>,
     queues: u16,
     id: [u8; ID_BYTES],
@@ -65,11 +74,21 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// A disk of `queues` request queues; of the serial number the first 20 bytes count.
-    pub fn new(graph: Graph, queues: u16, serial: &str) -> Blk {
+    /// A disk of `queues` request queues; of the serial number the first 20 bytes count. Changes of the graph are kept
+    /// for the next worker.
+    ///
+    /// # Errors
+    /// The host has no descriptor left.
+    pub fn new(live: Live, kept: &Kept, queues: u16, serial: &str) -> io::Result<Blk> {
         let mut id = [0; ID_BYTES];
         id.iter_mut().zip(serial.bytes()).for_each(|(to, byte)| *to = byte);
-        Blk { graph: Arc::new(graph), cache: Arc::default(), queues, id, growth: Arc::default() }
+        let gate = Arc::new(Gate::new(live)?);
+        let changes = Changes::new(Arc::clone(&gate), kept.clone());
+        Ok(Blk { gate, changes, cache: Arc::default(), queues, id, growth: Arc::default() })
+    }
+
+    fn graph(&self) -> Arc<Graph> {
+        Arc::clone(self.gate.live().graph())
     }
 
     /// Block devices that it is made of tell on this socket that they have changed.
@@ -82,7 +101,7 @@ impl Device for Blk {
     type Handler = Worker;
 
     fn features(&self) -> u64 {
-        offer::features(&self.graph.disk())
+        offer::features(&self.graph().disk())
     }
 
     fn queues(&self) -> u16 {
@@ -91,8 +110,9 @@ impl Device for Blk {
 
     fn config(&self) -> Vec<u8> {
         // A block device tells workers when it has grown, and there may be none yet.
-        self.growth.look(&self.graph);
-        offer::config(&self.graph.disk(), self.queues, self.cache.keeps_back()).to_vec()
+        let graph = self.graph();
+        self.growth.look(&graph);
+        offer::config(&graph.disk(), self.queues, self.cache.keeps_back()).to_vec()
     }
 
     /// The mode of the cache, and nothing else. A driver that wants no cache any more finds all that it has written
@@ -104,7 +124,7 @@ impl Device for Blk {
         };
         let before = self.cache.save();
         self.cache.choose(write_back);
-        let durable = write_back || self.graph.make_durable().is_ok();
+        let durable = write_back || self.graph().make_durable().is_ok();
         durable || !self.cache.load(before)
     }
 
@@ -113,11 +133,11 @@ impl Device for Blk {
     }
 
     fn settings(&self) -> Map<String, Value> {
-        Growth::settings(&self.graph)
+        Growth::settings(&self.graph())
     }
 
     fn change(&self, change: &Change<'_>) -> Result<(), ChangeError> {
-        self.growth.change(&self.graph, change)
+        self.growth.change(&self.graph(), change)
     }
 
     fn negotiated(&self, features: u64) {
@@ -145,7 +165,7 @@ impl Device for Blk {
     }
 
     fn state(&self) -> Map<String, Value> {
-        let (disk, id) = (self.graph.disk(), self.id.split(|byte| *byte == 0).next().unwrap_or_default());
+        let (disk, id) = (self.graph().disk(), self.id.split(|byte| *byte == 0).next().unwrap_or_default());
         let members: [(&str, Value); 5] = [
             ("size_bytes", disk.size_bytes.into()),
             ("block_bytes", disk.block_bytes.into()),
@@ -154,6 +174,26 @@ impl Device for Blk {
             ("serial", String::from_utf8_lossy(id).into()),
         ];
         Map::from_iter(members.map(|(name, value)| (name.to_owned(), value)))
+    }
+
+    fn routes(&self) -> &'static [Route] {
+        &change::ROUTES
+    }
+
+    fn call(&self, call: control::Call) -> Answer {
+        self.changes.call(call)
+    }
+
+    fn bell(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.changes.bell())
+    }
+
+    fn rung(&self, now: Instant) -> Option<Instant> {
+        self.changes.rung(now)
+    }
+
+    fn metrics(&self, text: &mut Exposition) {
+        self.changes.count(text);
     }
 
     /// More than any driver sends at once; refused as a whole, since a failed request has its room filled.
@@ -171,10 +211,23 @@ impl Device for Blk {
     }
 
     fn handler(&self) -> std::io::Result<Worker> {
-        let (graph, tree) = (Arc::clone(&self.graph), Tree::of(&self.graph)?);
+        let (place, live) = self.gate.enter()?;
+        let (graph, tree) = (Arc::clone(live.graph()), Tree::of(live.graph())?);
         let (keeps, cache) = (graph.disk(), Arc::clone(&self.cache));
         let growth = Arc::clone(&self.growth);
-        Ok(Worker { graph, tree, keeps, cache, growth, uevents: None, id: self.id, late: Vec::new() })
+        Ok(Worker {
+            graph,
+            tree,
+            keeps,
+            place,
+            next: None,
+            calls: 0,
+            cache,
+            growth,
+            uevents: None,
+            id: self.id,
+            late: Vec::new(),
+        })
     }
 }
 
@@ -185,6 +238,11 @@ pub struct Worker {
     tree: Tree,
     /// What the disk keeps, as of this turn.
     keeps: Keeps,
+    place: Place,
+    /// The gate is closed, and this is for the graph that may be the next one.
+    next: Option<Tree>,
+    /// That are under way.
+    calls: usize,
     cache: Arc<Cache>,
     growth: Arc<Growth>,
     /// Where block devices tell that they have changed: one worker listens.
@@ -218,12 +276,19 @@ impl Handler for Worker {
 
     fn start(&mut self, io: &mut Io<'_, Call>) -> std::io::Result<()> {
         self.uevents = self.growth.take_uevents();
-        self.uevents.iter().try_for_each(|socket| io.watch(socket.as_fd(), Interest::Read, UEVENTS))
+        self.uevents.iter().try_for_each(|socket| io.watch(socket.as_fd(), Interest::Read, UEVENTS))?;
+        io.watch(self.place.bell(), Interest::Read, GATE)
     }
 
-    fn ready(&mut self, _: Source, _: &mut Queues, _: &mut Io<'_, Call>) {
-        if self.uevents.as_ref().is_some_and(uevents::heard) {
-            self.growth.look(&self.graph);
+    fn ready(&mut self, source: Source, queues: &mut Queues, io: &mut Io<'_, Call>) {
+        match source {
+            GATE => match self.place.news() {
+                Some(News::Close(next)) => self.close(&next, queues, io),
+                Some(News::Open(live)) => self.open(live.graph(), queues, io),
+                None => {}
+            },
+            _ if self.uevents.as_ref().is_some_and(uevents::heard) => self.growth.look(&self.graph),
+            _ => {}
         }
     }
 
@@ -234,13 +299,17 @@ impl Handler for Worker {
     fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Call>) -> Turn {
         self.tree.start(queue.index());
         self.keeps.size_bytes = self.graph.size_bytes();
-        while let Some(mut request) = queue.next() {
+        loop {
+            // What a worker before this one had taken goes on: a queue that stops waits for nothing else.
+            if self.place.is_closed() && !queue.has_replays() {
+                return Turn::Blocked;
+            }
+            let Some(mut request) = queue.next() else { return Turn::Drained };
             match parse(&mut request, &self.keeps) {
                 Some(parsed) => self.serve(queue, request, parsed, io),
                 None => queue.abandon(request),
             }
         }
-        Turn::Drained
     }
 
     fn poisoned(&mut self, queue: &mut Queue, mut request: Request) {
@@ -255,6 +324,7 @@ impl Handler for Worker {
     fn complete(&mut self, queue: &mut Queue, call: Call, answer: Result<u32, Errno>, io: &mut Io<'_, Call>) {
         self.tree.answered(call, answer, &mut Port(io));
         self.settle(queue, io);
+        self.drained();
     }
 
     fn expired(&mut self, timer: Timer, queues: &mut Queues, io: &mut Io<'_, Call>) {
@@ -262,16 +332,53 @@ impl Handler for Worker {
             self.tree.expired(timer.0, &mut Port(io));
         }
         self.settle_all(queues, io);
+        self.drained();
     }
 
     fn quiesce(&mut self, queue: &mut Queue, io: &mut Io<'_, Call>) {
         let how = if queue.is_suspended() { Release::Cancel } else { Release::Go };
         self.tree.stop(queue.index(), how, &mut Port(io));
         self.settle(queue, io);
+        self.drained();
     }
 }
 
 impl Worker {
+    /// The gate closes: what is held goes on, nothing new is taken.
+    fn close(&mut self, next: &Live, queues: &mut Queues, io: &mut Io<'_, Call>) {
+        match Tree::of(next.graph()) {
+            Ok(tree) => self.next = Some(tree),
+            Err(error) => return self.place.refuse(&error),
+        }
+        for index in queues.running() {
+            self.tree.stop(index, Release::Go, &mut Port(io));
+        }
+        self.settle_all(queues, io);
+        self.drained();
+    }
+
+    /// Tells the gate that nothing is under way any more, if it waits for that.
+    #[inline]
+    fn drained(&self) {
+        if self.next.is_some() {
+            self.place.waits_for(self.calls);
+        }
+    }
+
+    /// The gate opens, to this graph.
+    fn open(&mut self, graph: &Arc<Graph>, queues: &mut Queues, io: &mut Io<'_, Call>) {
+        let next = self.next.take();
+        if let Some(tree) = next.filter(|_| !Arc::ptr_eq(&self.graph, graph)) {
+            self.graph.volumes().for_each(|(volume, _)| io.disarm(Timer(volume)));
+            (self.tree, self.graph, self.keeps) = (tree, Arc::clone(graph), graph.disk());
+        }
+        for index in queues.running() {
+            if let Some(queue) = queues.get(index) {
+                queue.wake();
+            }
+        }
+    }
+
     /// Answers a request or begins its call.
     fn serve(&mut self, queue: &mut Queue, mut request: Request, parsed: Parsed, io: &mut Io<'_, Call>) {
         let Parsed { status, room, command } = parsed;
@@ -297,6 +404,7 @@ impl Worker {
         if let Some((_, 0)) = op.range() {
             return pending.answer(queue, Status::Ok);
         }
+        self.calls = self.calls.saturating_add(1);
         let call = self.tree.pool().request(queue.index(), op, pending);
         self.tree.begin(call, &mut Port(io));
         self.settle(queue, io);
@@ -361,6 +469,7 @@ impl Worker {
             }
         }
         let Some(pending) = self.tree.pool().end(call) else { return };
+        self.calls = self.calls.saturating_sub(1);
         match outcome {
             Ok(()) if let Some(status) = refused => pending.answer(queue, status),
             Ok(()) => pending.done(queue, op),

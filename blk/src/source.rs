@@ -15,8 +15,9 @@ use backends::opened::Opened;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::pread;
 
-use crate::graph::Graph;
+use crate::graph::change;
 use crate::graph::error::GraphError;
+use crate::graph::live::{self, Live};
 use crate::graph::plan::Plan;
 use crate::graph::registry::{KINDS, Purpose};
 use crate::graph::volfile::{MAX_BYTES, VolumeText};
@@ -24,7 +25,7 @@ use crate::storage::image::Image;
 use crate::tool::graph::{load, look, read};
 
 /// Under which name the text of the graph is kept.
-pub const GRAPH: &str = "blk.graph";
+pub const GRAPH: &str = change::TEXT;
 /// Name of the one volume of a disk that is one image.
 const IMAGE: &str = "image";
 
@@ -72,18 +73,23 @@ impl Source {
     ///
     /// # Errors
     /// It was not opened, or has changed since then.
-    pub fn find(&self, kept: &Kept) -> Result<(Plan, Graph), Failure> {
-        let plan = match (kept.take(GRAPH), self) {
+    pub fn find(&self, kept: &Kept) -> Result<Live, Failure> {
+        let text = match (kept.take(GRAPH), self) {
+            (None, Source::Image(_)) => None,
+            (text, _) => {
+                let text = text.ok_or_else(|| Failure::host("the graph is not open"))?;
+                Some(contents(&text).map_err(Failure::host)?)
+            }
+        };
+        let gifts = live::claim(&String::from_utf8_lossy(text.as_deref().unwrap_or_default()), kept);
+        let plan = match (text, self) {
             (None, Source::Image(image)) => {
                 Plan::of(vec![as_volume(image)], KINDS).map_err(self.refused())?
             }
-            (text, _) => {
-                let text = text.ok_or_else(|| Failure::host("the graph is not open"))?;
-                self.plan(&contents(&text).map_err(Failure::host)?)?
-            }
+            (text, _) => self.plan(&text.unwrap_or_default())?,
         };
         let graph = plan.graph(kept).map_err(self.refused())?;
-        Ok((plan, graph))
+        Ok(Live::new(plan, graph, gifts))
     }
 
     fn plan(&self, text: &[u8]) -> Result<Plan, Failure> {

@@ -15,6 +15,7 @@ use crate::create;
 pub mod extents;
 pub mod graph;
 pub mod grow;
+mod live;
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]

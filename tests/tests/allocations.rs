@@ -25,9 +25,10 @@ use backends::server::Settings;
 use backends::task::Spawner;
 use outboard_blk::cipher::KEY_BYTES;
 use outboard_blk::device::Blk;
+use outboard_blk::graph::live::Live;
 use outboard_blk::graph::plan::Plan;
 use outboard_blk::graph::registry::Purpose;
-use outboard_blk::graph::{Graph, Volume};
+use outboard_blk::source::Source;
 use outboard_blk::storage::image::Image;
 use rustix::io::Errno;
 use tempfile::TempDir;
@@ -215,11 +216,8 @@ fn requests_and_tasks_allocate_nothing() {
             let tasks = TaskDisk(Arc::new(fs::File::open(&path).unwrap().into()));
             assert_none(&allocations(tasks, (engine, rings), task_batch), (engine, rings));
             let image = Image { path: path.clone(), read_only: false, direct: false, block_bytes: 512 };
-            let graph = Graph::of_leaf("disk", "storage/file", opened(&image)).unwrap();
-            let blk = Blk::new(graph, 1, "");
-            assert_none(&allocations(blk, (engine, rings), batch), (engine, rings));
-            let blk = Blk::new(layers(&dir, &path), 1, "");
-            let seen = allocations(blk, (engine, rings), batch);
+            assert_none(&allocations(disk(&Source::Image(image)), (engine, rings), batch), (engine, rings));
+            let seen = allocations(layers(&dir, &path), (engine, rings), batch);
             // `cargo xtask bench` reads this.
             println!("graph: {} in {} requests", seen.last().unwrap_or(&u64::MAX), 100 * BATCH);
             assert_none(&seen, (engine, rings));
@@ -229,7 +227,7 @@ fn requests_and_tasks_allocate_nothing() {
 
 /// Layers that do something about every request: some move it, one cuts it where it crosses a border, one copies it into
 /// memory of its own, of which there is less than for all requests in flight, some count or remember it.
-fn layers(dir: &TempDir, image: &Path) -> Graph {
+fn layers(dir: &TempDir, image: &Path) -> Blk {
     let key = dir.path().join("key");
     fs::write(&key, (0..=u8::MAX).take(KEY_BYTES).collect::<Vec<_>>()).unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
@@ -247,7 +245,9 @@ fn layers(dir: &TempDir, image: &Path) -> Graph {
     .unwrap();
     let mut opened = Opened::default();
     plan.prepare(Purpose::Serve, &mut opened).unwrap();
-    plan.graph(&opened.into_kept().0).unwrap()
+    let (kept, _made) = opened.into_kept();
+    let graph = plan.graph(&kept).unwrap();
+    Blk::new(Live::new(plan, graph, Vec::new()), &kept, 1, "").unwrap()
 }
 
 #[track_caller]
@@ -255,9 +255,10 @@ fn assert_none(seen: &[u64], way: (EngineKind, RingKind)) {
     assert_eq!(seen.last(), Some(&0), "{way:?}: {seen:?} in {} requests each", 100 * BATCH);
 }
 
-/// An image as a process has it that is its own keeper.
-fn opened(image: &Image) -> Arc<dyn Volume> {
+/// A disk as a process has it that is its own keeper.
+fn disk(source: &Source) -> Blk {
     let mut opened = Opened::default();
-    image.prepare("disk", &mut opened).unwrap();
-    image.volume(image.find("disk", &opened.into_kept().0).unwrap())
+    source.prepare(&mut opened).unwrap();
+    let (kept, _made) = opened.into_kept();
+    Blk::new(source.find(&kept).unwrap(), &kept, 1, "").unwrap()
 }

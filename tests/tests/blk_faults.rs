@@ -19,6 +19,7 @@ use backends::server::{Endpoint, Server, Settings};
 use backends::session::Direction;
 use outboard_blk::call::Call;
 use outboard_blk::device::Blk as Device;
+use outboard_blk::graph::live::Live;
 use outboard_blk::graph::{Graph, Host, Layer, Outcome, Step, Volume};
 use outboard_blk::op::{Keeps, Lifetime, Op};
 use outboard_blk::storage::image::Image;
@@ -124,11 +125,12 @@ impl Setup {
         let plan = Arc::new(Mutex::new(plan));
         let leaf = Arc::new(Faulty { file: opened(&image), plan: Arc::clone(&plan) });
         let graph = Graph::of_leaf("disk", "debug/faulty", leaf).unwrap();
+        let device = Device::new(Live::unwritten(graph), &Kept::default(), 1, "").unwrap();
         let (here, there) = UnixStream::pair().unwrap();
         let (asked, never) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {
             let settings = Settings { engine, ..Settings::default() };
-            let mut server = Server::new(Device::new(graph, 1, ""), settings, &Kept::default()).unwrap();
+            let mut server = Server::new(device, settings, &Kept::default()).unwrap();
             server.serve(Endpoint::Connected(there), asked.as_fd()).unwrap();
             drop(never);
         });

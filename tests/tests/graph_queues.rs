@@ -12,6 +12,7 @@ use backends::kept::Kept;
 use backends::server::{Endpoint, Server, Settings};
 use outboard_blk::call::Call;
 use outboard_blk::device::Blk as Device;
+use outboard_blk::graph::live::Live;
 use outboard_blk::graph::{Graph, Host, Layer, Release, Step, Volume};
 use outboard_blk::op::Keeps;
 use rustix::io::Errno;
@@ -64,7 +65,7 @@ fn what_is_over_in_the_turn_of_another_queue_is_answered() {
     let (asked, never) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || {
         let graph = Graph::of_leaf("pairs", "debug/pairs", Arc::new(Pairs)).unwrap();
-        let device = Device::new(graph, queues, "");
+        let device = Device::new(Live::unwritten(graph), &Kept::default(), queues, "").unwrap();
         let mut server = Server::new(device, Settings::default(), &Kept::default()).unwrap();
         server.serve(Endpoint::Connected(there), asked.as_fd()).unwrap();
         drop(never);

@@ -62,7 +62,7 @@ impl Kept {
     }
 
     /// What a process has that is its own keeper.
-    pub(crate) fn of(given: BTreeMap<String, OwnedFd>) -> Kept {
+    pub fn of(given: BTreeMap<String, OwnedFd>) -> Kept {
         Kept { given: Arc::new(Mutex::new(given)), ..Kept::default() }
     }
 
@@ -77,6 +77,27 @@ impl Kept {
     /// It did not, or somebody took it before.
     pub fn opened(&self, name: &str) -> io::Result<OwnedFd> {
         self.take(name).ok_or_else(|| io::Error::other(format!("{name} is not open")))
+    }
+
+    /// All names under which something is there that nobody took.
+    pub fn names(&self) -> Vec<String> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+    }
+
+    /// What is there under a name is to be taken under another one, in place of what had that.
+    pub fn rename(&self, from: &str, to: &str) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fd) = given.remove(from) {
+            given.insert(to.to_owned(), fd);
+        }
+    }
+
+    /// As [`Kept::keep`], for what must not be there for this process only. Without a keeper there is no other.
+    ///
+    /// # Errors
+    /// The keeper does not take it.
+    pub fn commit(&self, name: &str, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.keeper.as_ref().map_or(Ok(()), |keeper| keeper.send(&Note::Keep(name.to_owned()), &[fd]))
     }
 
     /// Has a descriptor kept under this name, in place of an earlier one.

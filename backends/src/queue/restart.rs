@@ -38,7 +38,7 @@ impl Queue {
     }
 
     /// Whether requests of a worker before us are not handed out yet.
-    pub(crate) fn has_replays(&self) -> bool {
+    pub fn has_replays(&self) -> bool {
         !self.replays.is_empty()
     }
 

@@ -36,6 +36,7 @@ const NAMES: &[(&str, u32)] = &[
     ("F_GETFD", cast(libc::F_GETFD)),
     ("F_GETFL", cast(libc::F_GETFL)),
     ("F_GET_SEALS", cast(libc::F_GET_SEALS)),
+    ("F_OFD_SETLK", cast(libc::F_OFD_SETLK)),
     ("F_SETFD", cast(libc::F_SETFD)),
     ("F_SETFL", cast(libc::F_SETFL)),
     ("IORING_REGISTER_ENABLE_RINGS", 12),

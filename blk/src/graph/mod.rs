@@ -16,7 +16,10 @@
 //! In: volumes with their subvolumes ([`build`]). Out: the disk. Refuses what does not fit together, by the volume's name.
 
 pub mod build;
+pub mod change;
 pub mod error;
+pub mod gate;
+pub mod live;
 pub mod options;
 pub mod plan;
 pub mod registry;
@@ -118,6 +121,9 @@ pub trait Volume: Send + Sync + Debug {
         let _ = is_held;
         false
     }
+
+    /// Another one serves in its place: what others may want is free for them from now on, a lock above all.
+    fn let_go(&self) {}
 
     /// What it counts and how it is set, for people.
     fn state(&self) -> Map<String, Value> {

@@ -8,18 +8,19 @@ use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use backends::kept::Kept;
 use backends::opened::Opened;
 use thiserror::Error;
 
-use super::Graph;
 use super::build::Part;
 use super::error::{GraphError, Shown, nearest};
 use super::options::Values;
 use super::registry::{KINDS, Kind, Made, Openings, Purpose};
 use super::structure;
 use super::volfile::{self, VolumeText};
+use super::{Graph, Volume};
 
 /// What is wrong with a volume.
 #[derive(Debug, Error)]
@@ -35,7 +36,7 @@ enum Problem {
 }
 
 /// Volumes that can be opened and made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
     volumes: Vec<Planned>,
 }
@@ -94,13 +95,36 @@ impl Plan {
         self.volumes.iter().try_for_each(|planned| planned.prepare(purpose, opened))
     }
 
+    /// Opens what it needs beside a plan that is served: what both have is open already.
+    ///
+    /// # Errors
+    /// As from [`Plan::prepare`].
+    pub fn prepare_beside(&self, served: &Plan, opened: &mut Opened) -> Result<(), GraphError> {
+        self.refuse_shared()?;
+        let there = |planned: &Planned| served.volumes.iter().any(|other| planned.is_same(other));
+        let new = self.volumes.iter().filter(|planned| !there(planned));
+        new.into_iter().try_for_each(|planned| planned.prepare(Purpose::Serve, opened))
+    }
+
     /// Makes it of what was opened.
     ///
     /// # Errors
     /// The first volume that cannot be made, or does not fit on those below it.
     pub fn graph(&self, kept: &Kept) -> Result<Graph, GraphError> {
+        self.graph_with(kept, |_| None)
+    }
+
+    /// The same, with volumes that `there` are already.
+    ///
+    /// # Errors
+    /// As from [`Plan::graph`].
+    pub fn graph_with(
+        &self,
+        kept: &Kept,
+        there: impl Fn(&Planned) -> Option<Arc<dyn Volume>>,
+    ) -> Result<Graph, GraphError> {
         let parts: Result<Vec<Part>, GraphError> =
-            self.volumes.iter().map(|planned| planned.part(kept)).collect();
+            self.volumes.iter().map(|planned| planned.part(kept, there(planned))).collect();
         Graph::new(parts?).map_err(|misfit| {
             let volume = self.volumes.iter().find(|planned| planned.text.name == misfit.volume);
             GraphError::at(volume.map_or(0, |planned| planned.text.line), misfit)
@@ -132,6 +156,14 @@ impl Plan {
 }
 
 impl Planned {
+    /// One of the same name is this one: what it is made of and how it is set differ in nothing.
+    pub fn is_same(&self, other: &Planned) -> bool {
+        self.text.name == other.text.name
+            && self.kind.name == other.kind.name
+            && self.values.changed(&other.values).next().is_none()
+            && stand_alike(&self.text, &other.text)
+    }
+
     fn is_leaf(&self) -> bool {
         self.subvolumes.is_empty()
     }
@@ -142,11 +174,12 @@ impl Planned {
         prepare(&self.values, &mut openings).map_err(|bad| self.text.refuse(&bad))
     }
 
-    fn part(&self, kept: &Kept) -> Result<Part, GraphError> {
+    /// Its part of a graph; `there` is the volume, if there is one already.
+    fn part(&self, kept: &Kept, there: Option<Arc<dyn Volume>>) -> Result<Part, GraphError> {
         let name = self.text.name.as_str();
         let subvolumes: Vec<&str> = self.text.subvolumes.iter().map(|(name, _)| name.as_str()).collect();
         let made = Made { volume: name, values: &self.values, subvolumes: &subvolumes, kept };
-        let made = (self.kind.make)(&made);
+        let made = there.map_or_else(|| (self.kind.make)(&made), Ok);
         let numbers = self.subvolumes.iter().map(|number| u16::try_from(*number).unwrap_or(u16::MAX));
         Ok(Part {
             name: name.to_owned(),
@@ -180,6 +213,13 @@ fn kind_cure(given: &str, kinds: &[&'static Kind]) -> String {
         Some(meant) => format!("{meant} is meant, perhaps; `outboard-blk graph types` lists all"),
         None => "`outboard-blk graph types` lists all".to_owned(),
     }
+}
+
+/// What stands on one volume may find another one there; what stands on several may call them by their names.
+fn stand_alike(before: &VolumeText, now: &VolumeText) -> bool {
+    let names = |text: &VolumeText| text.subvolumes.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    before.subvolumes.len() == now.subvolumes.len()
+        && (now.subvolumes.len() == 1 || names(before) == names(now))
 }
 
 /// How many volumes one stands on, in words.

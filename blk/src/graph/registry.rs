@@ -132,7 +132,10 @@ impl Made<'_> {
     }
 }
 
+/// What the names of descriptors of volumes begin with.
+pub const PREFIX: &str = "blk.";
+
 /// Name of a descriptor that was opened for a volume.
 pub fn name(volume: &str, what: &str) -> String {
-    format!("blk.{volume}.{what}")
+    format!("{PREFIX}{volume}.{what}")
 }

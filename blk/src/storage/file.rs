@@ -28,7 +28,6 @@ use backends::engine::{self, Room};
 use backends::log::{self, Class};
 use backends::memory::own;
 use backends::sys;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FallocateFlags, FileType, SeekFrom, fallocate, fstat, seek};
 use rustix::io::Errno;
 use serde_json::{Map, Value};
@@ -312,6 +311,13 @@ impl Volume for Arc<File> {
         self.settle(sys::fdatasync(self.found.cached.as_raw_fd()).map(drop))
     }
 
+    /// The keeper has it open as long as it lives; its lock it gives back here.
+    fn let_go(&self) {
+        for way in [Some(&self.found.cached), self.found.direct.as_ref()].into_iter().flatten() {
+            let _ = sys::lock_file(way.as_fd(), sys::Lock::Open, 0, None);
+        }
+    }
+
     fn state(&self) -> Map<String, Value> {
         let members: [(&str, Value); 3] = [
             ("size_bytes", self.size_bytes.load(Ordering::Relaxed).into()),
@@ -415,10 +421,9 @@ impl FileLayer {
     }
 }
 
-/// Whether an eventfd was raised; it stays so.
-fn is_raised(fd: &OwnedFd) -> bool {
-    let ready = poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&Timespec::default()));
-    ready.is_ok_and(|count| count > 0)
+/// Whether something was written to a flag; it stays so.
+fn is_raised(flag: &OwnedFd) -> bool {
+    fstat(flag).is_ok_and(|file| file.st_size > 0)
 }
 
 #[cfg(test)]

@@ -17,8 +17,9 @@ use std::sync::Arc;
 use backends::daemon::Failure;
 use backends::kept::Kept;
 use backends::opened::Opened;
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags, fstat, seek, statx};
+use rustix::fs::{
+    AtFlags, FileType, MemfdFlags, Mode, OFlags, SeekFrom, StatxFlags, fstat, memfd_create, seek, statx,
+};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -32,7 +33,7 @@ use crate::uevents;
 /// What is opened for a volume, by [`name`]: the image by way of the page cache, and past it.
 pub(super) const CACHED: &str = "image";
 const DIRECT: &str = "direct";
-/// An eventfd that is raised once the host has lost writes to the image.
+/// A flag, a file of memory that is empty until the host has lost writes to the image: keepers keep files.
 pub(super) const LOST: &str = "lost";
 /// What the host's files are written in.
 const PAGE_BYTES: u32 = 4096;
@@ -140,7 +141,7 @@ impl Image {
             let lost = opened
                 .before(&name(volume, LOST))
                 .filter(|_| before.cached.as_ref().is_some_and(|fd| now.lead_to(fd)));
-            let lost = lost.map_or_else(|| eventfd(0, EventfdFlags::CLOEXEC), Ok);
+            let lost = lost.map_or_else(flag, Ok);
             opened.insert(&name(volume, LOST), lost.map_err(|errno| Problem::Open(errno.into()))?);
             let ways = before.go_on(now);
             ways.lock(self.read_only)?;
@@ -162,7 +163,7 @@ impl Image {
     pub fn look(&self, volume: &str, opened: &mut Opened) -> Result<(), ImageError> {
         let mut look = || {
             let ways = open_both(&Image { read_only: true, ..self.clone() })?;
-            let lost = eventfd(0, EventfdFlags::CLOEXEC).map_err(|errno| Problem::Open(errno.into()))?;
+            let lost = flag().map_err(|errno| Problem::Open(errno.into()))?;
             opened.insert(&name(volume, LOST), lost);
             ways.cached.into_iter().for_each(|fd| opened.insert(&name(volume, CACHED), fd));
             ways.direct.into_iter().for_each(|fd| opened.insert(&name(volume, DIRECT), fd));
@@ -227,6 +228,11 @@ impl Found {
 
 fn is_block_device(fd: &OwnedFd) -> bool {
     fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice)
+}
+
+/// A flag that nobody has raised.
+pub(super) fn flag() -> Result<OwnedFd, Errno> {
+    memfd_create(LOST, MemfdFlags::CLOEXEC)
 }
 
 /// An image that can be served, and the way past the page cache if that is asked for.

@@ -8,11 +8,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use backends::engine::Room;
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, fstat, memfd_create};
 
 use super::file::{File, Shape, block_bytes};
-use super::image::{CACHED, Found, LOST};
+use super::image::{CACHED, Found, LOST, flag};
 use super::null::{OPTIONS, size_bytes};
 use crate::graph::options::{Bad, Values};
 use crate::graph::registry::{Kind, Made, Openings};
@@ -36,7 +35,7 @@ fn prepare(values: &Values, openings: &mut Openings<'_>) -> Result<(), Bad> {
     let before = openings.before(CACHED).filter(|memory| is_of(memory, size_bytes));
     let memory = before.map_or_else(|| create(size_bytes), Ok).map_err(no_memory)?;
     openings.insert(CACHED, memory);
-    openings.insert(LOST, eventfd(0, EventfdFlags::CLOEXEC).map_err(no_memory)?);
+    openings.insert(LOST, flag().map_err(no_memory)?);
     Ok(())
 }
 

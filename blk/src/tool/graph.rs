@@ -12,7 +12,7 @@ use backends::opened::Opened;
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::say;
+use super::{live, say};
 use crate::graph::Graph;
 use crate::graph::error::{GraphError, Shown, nearest};
 use crate::graph::options::{Preset, Setting, in_units};
@@ -27,6 +27,8 @@ Examples:
   outboard-blk graph check /etc/outboard/vm1.vol
   outboard-blk graph show /etc/outboard/vm1.vol
   outboard-blk graph types features/throttle
+  outboard-blk graph apply /etc/outboard/vm1.vol --control-socket /run/outboard/vm1/blk.control
+  outboard-blk graph show --control-socket /run/outboard/vm1/blk.control
 
 A graph:
   # Volumes stand on those before them; the last one is the disk.
@@ -56,10 +58,22 @@ pub enum GraphTool {
     /// Draw a graph: what each volume is, how it is set, what it keeps, and why it does not keep the rest
     Show {
         /// The graph
-        file: PathBuf,
+        #[arg(required_unless_present = "control_socket")]
+        file: Option<PathBuf>,
+        /// The graph that this daemon serves, with its counters
+        #[arg(long, value_name = "PATH", conflicts_with = "file")]
+        control_socket: Option<PathBuf>,
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Have a daemon serve this graph from now on, while its guest goes on
+    Apply {
+        /// The graph
+        file: PathBuf,
+        /// Control socket of the daemon
+        #[arg(long, value_name = "PATH")]
+        control_socket: PathBuf,
     },
     /// List the types of volumes, or all options of one
     Types {
@@ -83,8 +97,10 @@ impl GraphTool {
                 let (file, size) = (file.display(), in_units(&graph.disk().size_bytes));
                 say(format_args!("{file}: can be served, {size} from {} volumes", plan.volumes().len()))
             }
-            GraphTool::Show { file, json } => {
-                let (plan, graph) = load(file)?;
+            GraphTool::Apply { file, control_socket } => live::apply(file, control_socket),
+            GraphTool::Show { control_socket: Some(socket), json, .. } => live::show(socket, *json),
+            GraphTool::Show { file, json, .. } => {
+                let (plan, graph) = load(file.as_deref().unwrap_or(Path::new("")))?;
                 let picture = Picture::of(&plan, &graph, false);
                 if *json { say(picture.to_json()) } else { say(picture.to_string().trim_end()) }
             }

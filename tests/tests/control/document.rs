@@ -10,6 +10,7 @@ use backends::control::client::Client;
 use backends::control::{Route, daemon};
 use serde_json::{Value, json};
 use tests::daemon::{Launch, binary};
+use tests::machine::BLK;
 use tests::vmm::Run;
 
 use super::{DEVICES, PATIENCE, ask, boot, python};
@@ -76,6 +77,7 @@ fn in_code(routes: &[Route]) -> BTreeSet<(String, String)> {
 #[test]
 fn the_document_has_the_routes_that_the_code_has() {
     assert_eq!(documented("daemon"), in_code(&daemon::ROUTES));
+    assert_eq!(documented("blk"), in_code(&outboard_blk::graph::change::ROUTES));
     assert_eq!(documented("machine"), in_code(outboard::api::ROUTES));
     assert_eq!(document()["info"]["version"], env!("CARGO_PKG_VERSION"));
 }
@@ -91,6 +93,9 @@ fn what_daemons_answer_is_what_the_document_says() {
             machine.assert_serves(&mut ring);
             pairs.push(("DaemonState", ask(&machine, Get, "/state", None).1));
             pairs.push(("Settings", ask(&machine, Get, "/device", None).1));
+            if device.binary == BLK.binary {
+                pairs.push(("Graph", ask(&machine, Get, "/graph", None).1));
+            }
             pairs.push(("Log", ask(&machine, Put, "/log", Some(&json!({ "level": "info" }))).1));
             let mut refused = |method: Method, path: &str, body: &Value| {
                 let (status, error) = ask(&machine, method, path, Some(body));

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::OpenptFlags;
 use serde_json::{Value, json};
-use tests::daemon::Launch;
+use tests::daemon::{Launch, binary};
 use tests::frontend::Wants;
 use tests::guest::blk::{DISCARD, FLUSH, Framing, Request, WRITEBACK};
 use tests::guest::console::Console;
@@ -129,11 +130,25 @@ impl Watched {
         self.ask(Get, "/device", None, None);
         if self.machine.device.binary == BLK.binary {
             self.ask(Put, "/device", Some(&json!({ "size_bytes": 512 })), None);
+            self.replace_image();
         }
         self.ask(Put, "/log", Some(&json!({ "level": "debug" })), None);
         let path = self.machine.daemon.dir().join("other-log");
         let file = File::options().append(true).create(true).open(path).unwrap();
         self.ask(Post, "/log/reopen", None, Some(&file));
+    }
+
+    /// By another one of the same content.
+    fn replace_image(&self) {
+        let dir = self.machine.daemon.dir();
+        let [other, file] = ["other.img", "other.vol"].map(|name| dir.join(name));
+        fs::copy(dir.join("disk.img"), &other).unwrap();
+        let text = format!("volume other\ntype storage/file\noption path {}\nend-volume\n", other.display());
+        fs::write(&file, text).unwrap();
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", "30"]).arg(binary(BLK.binary)).args(["graph", "apply"]).arg(&file);
+        let applied = command.arg("--control-socket").arg(dir.join("own.control")).output().unwrap();
+        assert!(applied.status.success(), "{applied:?}");
     }
 
     fn serve(&mut self) {
