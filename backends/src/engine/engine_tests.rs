@@ -84,6 +84,29 @@ fn a_failed_operation_returns_its_owner() {
 }
 
 #[test]
+fn a_host_with_little_to_do_begins_before_anybody_waits() {
+    let guest = Guest::new(8, false);
+    let mut engine = Engine::new(EngineKind::IoUring).unwrap();
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let written = || rustix::io::ioctl_fionread(&reader).unwrap();
+    for number in 0..12 {
+        let op = Op::Write { offset: 0, durable: false };
+        engine.submit(writer.as_raw_fd(), op, owner(&guest, number, &[(0x1000, 1)]));
+        if number < 7 {
+            assert_eq!(written(), 0, "a few are submitted together");
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while written() < 8 && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert_eq!(written(), 8, "the rest waits for more, or for whoever waits");
+    for _ in 0..12 {
+        let Event::Done(_, Ok(1)) = next(&mut engine) else { panic!("a write failed") };
+    }
+}
+
+#[test]
 fn more_operations_than_the_queue_has_entries() {
     for kind in KINDS {
         let guest = Guest::new(8, false);
