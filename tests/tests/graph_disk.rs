@@ -190,8 +190,14 @@ fn what_is_wrong_with_a_graph_is_told_by_its_line() {
         ("volume a\n type storage/fil\nend-volume\n", 2, "disk.vol:2: "),
         ("volume a\n type storage/file\n option path /none.img\nend-volume\n", 2, "there is no such file"),
         ("volume a\n type storage/mem\n option size 5000\nend-volume\n", 2, "no multiple of block-size 512"),
+        (
+            "volume a\n type storage/file\n option path @/a.img\n option preallocation falloc\n option read-only on\n\
+             end-volume\n",
+            2,
+            "disk.vol:4: volume a: option preallocation falloc: a disk that only reads takes no room",
+        ),
     ] {
-        let exit = launch(|_| text.to_owned()).start().wait_exit();
+        let exit = launch(|dir| text.replace('@', &dir.display().to_string())).start().wait_exit();
         assert_eq!(exit.code, Some(code), "{}", exit.stderr);
         assert!(exit.stderr.contains(told) && exit.stderr.lines().count() == 1, "{}", exit.stderr);
     }

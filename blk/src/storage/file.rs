@@ -65,7 +65,7 @@ const OPTIONS: &[Setting] = &[
         name: "preallocation",
         kind: Type::Enum(&["off", "falloc"]),
         preset: Preset::Is("off"),
-        about: "With falloc, all room is reserved at the start, and kept: no discard. To write it: `create`",
+        about: "With falloc, the room that it needs at the start is reserved, and none is given back",
     },
     Setting {
         name: "secure-erase",
@@ -97,6 +97,12 @@ pub static KIND: Kind = Kind {
             Purpose::Look => image.look(openings.volume, openings.opened)?,
         }
         let Some(cached) = openings.get(CACHED) else { return Ok(()) };
+        if keeps_room(values) && image.read_only {
+            return Err(Bad::option(
+                "preallocation",
+                "a disk that only reads takes no room; leave it or read-only out",
+            ));
+        }
         if keeps_room(values) && openings.purpose == Purpose::Serve {
             reserve(cached.as_fd())?;
         }
