@@ -2,7 +2,7 @@
 //!
 //! In: the path of an image or of a graph. Out: in the first process all that it names, opened and locked; the text of a
 //! graph goes on from there under the name [`GRAPH`], since a worker opens nothing, and one that changed its graph leaves
-//! the new text there for the next. In a worker: the graph. An image is the graph of one volume, [`IMAGE`].
+//! the new text there for the next, and for the next keeper. In a worker: the graph. An image is the graph of one volume, [`IMAGE`].
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -55,6 +55,12 @@ impl Source {
     /// # Errors
     /// What is wrong, and where.
     pub fn prepare(&self, opened: &mut Opened) -> Result<(), Failure> {
+        if let Some(record) = opened.before(GRAPH) {
+            let text = contents(&record).map_err(Failure::host)?;
+            if live::is_record(&String::from_utf8_lossy(&text)) {
+                return self.go_on(record, &text, opened);
+            }
+        }
         match self {
             Source::Image(image) => Ok(image.prepare(IMAGE, opened)?),
             Source::Graph(path) => {
@@ -67,6 +73,22 @@ impl Source {
                 Ok(())
             }
         }
+    }
+
+    /// A keeper before this one had a graph that was changed live, and with it perhaps a guest whose data are there: it
+    /// goes on, whatever the command line names.
+    fn go_on(&self, record: OwnedFd, text: &[u8], opened: &mut Opened) -> Result<(), Failure> {
+        let plan = self.plan(text)?;
+        let text = String::from_utf8_lossy(text);
+        for gift in live::recorded(&text) {
+            if let Some(fd) = opened.before(gift) {
+                opened.hand_on(gift, fd);
+            }
+        }
+        let came_live = |name: &str| live::recorded(&text).any(|gift| live::volume_of(gift) == Some(name));
+        plan.prepare_some(|planned| !came_live(&planned.text.name), opened).map_err(self.refused())?;
+        opened.hand_on(GRAPH, record);
+        Ok(())
     }
 
     /// What is to be served, of what was opened: the graph of whoever changed it last, or that of the command line.

@@ -221,7 +221,13 @@ pub fn last_number(gifts: &[String]) -> u64 {
     gifts.iter().filter_map(number).max().unwrap_or(0)
 }
 
-fn volume_of(gift: &str) -> Option<&str> {
+/// Whether a text is a record: that of a graph that was changed live.
+pub fn is_record(text: &str) -> bool {
+    text.starts_with(GIFTS)
+}
+
+/// The volume that a descriptor of this name came for.
+pub fn volume_of(gift: &str) -> Option<&str> {
     gift.split('.').nth(1)
 }
 

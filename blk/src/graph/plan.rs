@@ -100,10 +100,21 @@ impl Plan {
     /// # Errors
     /// As from [`Plan::prepare`].
     pub fn prepare_beside(&self, served: &Plan, opened: &mut Opened) -> Result<(), GraphError> {
+        self.prepare_some(|planned| !served.volumes.iter().any(|other| planned.is_same(other)), opened)
+    }
+
+    /// Opens what some of its volumes need.
+    ///
+    /// # Errors
+    /// As from [`Plan::prepare`].
+    pub fn prepare_some(
+        &self,
+        which: impl Fn(&Planned) -> bool,
+        opened: &mut Opened,
+    ) -> Result<(), GraphError> {
         self.refuse_shared()?;
-        let there = |planned: &Planned| served.volumes.iter().any(|other| planned.is_same(other));
-        let new = self.volumes.iter().filter(|planned| !there(planned));
-        new.into_iter().try_for_each(|planned| planned.prepare(Purpose::Serve, opened))
+        let mut some = self.volumes.iter().filter(|planned| which(planned));
+        some.try_for_each(|planned| planned.prepare(Purpose::Serve, opened))
     }
 
     /// Makes it of what was opened.
