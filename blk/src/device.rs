@@ -285,7 +285,7 @@ impl Handler for Worker {
             GATE => match self.place.news() {
                 Some(News::Close(next)) => self.close(&next, queues, io),
                 Some(News::Open(live)) => self.open(live.graph(), queues, io),
-                None => {}
+                None => self.rung(queues, io),
             },
             _ if self.uevents.as_ref().is_some_and(uevents::heard) => self.growth.look(&self.graph),
             _ => {}
@@ -353,6 +353,13 @@ impl Worker {
         for index in queues.running() {
             self.tree.stop(index, Release::Go, &mut Port(io));
         }
+        self.settle_all(queues, io);
+        self.drained();
+    }
+
+    /// A volume was told something: its layer looks.
+    fn rung(&mut self, queues: &mut Queues, io: &mut Io<'_, Call>) {
+        self.tree.rung(&mut Port(io));
         self.settle_all(queues, io);
         self.drained();
     }

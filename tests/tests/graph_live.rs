@@ -278,3 +278,52 @@ fn a_keeper_that_is_killed_does_not_take_the_change_back() {
     fs::copy(&image, &before).unwrap();
     load.check().unwrap();
 }
+
+#[test]
+fn a_disk_holds_still_for_a_snapshot_and_goes_on() {
+    let (rig, mut load, dir) = rig();
+    let image = dir.join("disk.img");
+    let still = |timeout| {
+        let below = leaf(&image);
+        format!(
+            "{below}volume still\ntype features/quiesce\noption timeout {timeout}\nsubvolumes image\nend-volume\n"
+        )
+    };
+    let applied = apply(&dir, &still("60s"));
+    assert!(applied.status.success(), "{}", said(&applied));
+    // A guest that uses it, while somebody makes it hold still, copies it and lets it go.
+    let holder = thread::spawn({
+        let (dir, image) = (dir.clone(), image.clone());
+        move || {
+            let held = tool(&dir, &["hold", "still"]).output().unwrap();
+            assert!(held.status.success(), "{}", said(&held));
+            let state = live(&dir)["volumes"].as_array().unwrap().last().unwrap()["state"].clone();
+            let before = fs::read(&image).unwrap();
+            thread::sleep(Duration::from_millis(100));
+            let same = fs::read(&image).unwrap() == before;
+            let released = tool(&dir, &["release", "still"]).output().unwrap();
+            assert!(released.status.success(), "{}", said(&released));
+            (same, state)
+        }
+    });
+    work(&mut *load, || holder.is_finished());
+    let (same, state) = holder.join().unwrap();
+    assert!(same, "somebody wrote to a disk that holds still");
+    assert_eq!((&state["closed"], &state["quiet"]), (&Value::Bool(true), &Value::Bool(true)), "{state}");
+    let refused = tool(&dir, &["hold", "image"]).output().unwrap();
+    assert!(
+        said(&refused).contains("Volume image is a storage/file, which holds nothing back"),
+        "{}",
+        said(&refused)
+    );
+    // It opens by itself, if nobody lets it go.
+    let applied = apply(&dir, &still("100ms"));
+    assert!(applied.status.success(), "{}", said(&applied));
+    assert!(tool(&dir, &["hold", "still"]).output().unwrap().status.success());
+    let until = Instant::now() + wait::PATIENCE;
+    work(&mut *load, || live(&dir)["volumes"][1]["state"]["closed"] == false || Instant::now() > until);
+    assert_eq!(live(&dir)["volumes"][1]["state"]["closed"], false);
+    load.drain().unwrap();
+    load.check().unwrap();
+    drop(rig);
+}

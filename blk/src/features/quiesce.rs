@@ -9,7 +9,7 @@
 //! In: any operation. Out: the same, in their order; while it is closed, none. Quiet is when nothing of a worker is under way below and all that was
 //! written is durable there. Keeps what is below keeps. Promises: it opens by itself, also if whoever closed it is gone:
 //! a guest is not held for ever. A queue that is stopped waits for that; one that is given up gets its calls back.
-//! Refuses to be quiet when what is below cannot be flushed.
+//! Refuses to be quiet when what is below cannot be flushed, or the queues have stopped through which that would be.
 
 #![cfg_attr(
     not(test),
@@ -123,7 +123,16 @@ impl Volume for Quiesce {
         workers.retain(|worker| worker.strong_count() > 0);
         workers.push(Arc::downgrade(&quiet));
         let (gate, waiting) = (Arc::clone(&self.gate), VecDeque::new());
-        Ok(Box::new(Still { gate, timeout: self.timeout, quiet, turn: 0, waiting, below: 0, flushing: None }))
+        Ok(Box::new(Still {
+            gate,
+            timeout: self.timeout,
+            quiet,
+            turn: 0,
+            waiting,
+            below: 0,
+            queue: None,
+            flushing: None,
+        }))
     }
 
     fn hold(&self, is_held: bool) -> bool {
@@ -154,6 +163,8 @@ struct Still {
     waiting: VecDeque<Call>,
     /// Calls that are under way below.
     below: u64,
+    /// A queue of this worker: what the engine does is done for one.
+    queue: Option<u16>,
     /// Our own flush is, since this turn.
     flushing: Option<u64>,
 }
@@ -185,16 +196,24 @@ impl Still {
 
     fn pass(&mut self, call: &mut Call) {
         self.below = self.below.saturating_add(1);
+        self.queue = Some(call.queue());
         call.push(PASSING);
     }
 
-    /// Once nothing is under way, what was written is flushed.
+    /// Once nothing is under way, what was written is flushed. Who never had a call has written nothing.
     fn settle(&mut self, host: &mut Host<'_>) {
-        if is_closed(self.turn) && self.below == 0 && self.flushing.is_none() {
-            self.flushing = Some(self.turn);
-            let mut flush = host.piece(0, Op::Flush, []);
-            flush.push(OWN);
-            host.go(Step::Down(flush));
+        if !is_closed(self.turn) || self.below > 0 || self.flushing.is_some() {
+            return;
+        }
+        match self.queue {
+            None => self.quiet.store(self.turn, Ordering::Release),
+            Some(queue) if host.is_stopping(queue) => self.gate.failed.store(true, Ordering::Relaxed),
+            Some(queue) => {
+                self.flushing = Some(self.turn);
+                let mut flush = host.piece(queue, Op::Flush, []);
+                flush.push(OWN);
+                host.go(Step::Down(flush));
+            }
         }
     }
 
@@ -314,6 +333,7 @@ mod tests {
         one.write(0, &[1; 512]).unwrap();
         gate(&graph).hold(true);
         one.ring();
+        // The other one has not heard of it yet; it has nothing to flush.
         assert_eq!((ram.unflushed(), is_quiet(&graph)), (0, false));
         other.ring();
         assert!(is_quiet(&graph));
@@ -327,6 +347,7 @@ mod tests {
         let ram = Ram::new(1 << 20, 512).late(7);
         let graph = graph(&ram, LONG);
         let mut disk = Disk::new(&graph);
+        disk.run(discard(9)).unwrap();
         gate(&graph).hold(true);
         disk.ring();
         gate(&graph).hold(false);
@@ -369,6 +390,7 @@ mod tests {
         let ram = Ram::new(1 << 20, 512);
         let graph = graph(&ram, LONG);
         let mut disk = Disk::new(&graph);
+        disk.write(0, &[1; 512]).unwrap();
         ram.fail(OpKind::Flush, Some(Errno::IO));
         gate(&graph).hold(true);
         disk.ring();

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /graph` | the text in service, each volume with its counters ([`Picture`]), how the last change went |
 //! | `PUT /graph` | 202 with the number of a change: the gate is closed for it ([`super::gate`]) |
+//! | `PUT /graph/hold` | a volume holds calls back, or no longer ([`super::Volume::hold`]); what it tells of itself |
 //!
 //! A change is the text of a graph, with what was opened for volumes that are new (as descriptors, by the names that
 //! `descriptors` lists), and the number of the change before, so that nobody undoes what he has not seen. Whoever asked for it
@@ -33,9 +34,9 @@ use backends::control::{Answer, Call, Method, Route};
 use backends::kept::Kept;
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::error::GraphError;
+use super::error::{GraphError, Shown as Word};
 use super::gate::{Gate, Settled};
 use super::live::{self, Live};
 use super::plan::Plan;
@@ -43,11 +44,14 @@ use super::show::Picture;
 
 /// Name under which the keeper has the text of the graph.
 pub const TEXT: &str = "blk.graph";
+/// Where volumes are told to hold calls back.
+pub const HOLD: &str = "/graph/hold";
 /// Most descriptors of one change.
 const MAX_DESCRIPTORS: usize = 32;
 /// What can be asked.
-pub const ROUTES: [Route; 2] = [
+pub const ROUTES: [Route; 3] = [
     Route::new(Method::Get, "/graph"),
+    Route::new(Method::Put, HOLD),
     Route { method: Method::Put, path: "/graph", descriptors: MAX_DESCRIPTORS },
 ];
 /// Upper bounds of the pauses that are counted, in seconds.
@@ -65,6 +69,16 @@ pub struct Wanted {
     pub after: u64,
     /// What the descriptors are, by `VOLUME.WHAT`, in their order.
     pub descriptors: Vec<String>,
+}
+
+/// Which volume is to hold calls back.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hold {
+    /// Its name.
+    pub volume: String,
+    /// From now on, or no longer.
+    pub held: bool,
 }
 
 /// What is answered of the graph.
@@ -145,6 +159,9 @@ impl Changes {
         if call.route.method == Method::Get {
             return self.show();
         }
+        if call.route.path == HOLD {
+            return self.hold(&call.body);
+        }
         let wanted = match serde_json::from_slice(&call.body) {
             Ok(wanted) => wanted,
             Err(error) => {
@@ -162,6 +179,28 @@ impl Changes {
         let picture = Picture::of(live.plan(), live.graph(), true);
         let shown = Shown { change: self.told().last.clone(), text: live.text(), picture };
         Answer::json(&serde_json::to_value(shown).unwrap_or_default())
+    }
+
+    /// Closes or opens a volume. Workers do it when they hear the bell: asking again shows how far they are.
+    fn hold(&self, body: &[u8]) -> Answer {
+        let wanted: Hold = match serde_json::from_slice(body) {
+            Ok(wanted) => wanted,
+            Err(error) => return Answer::error(422, format_args!("{error}; give volume and held")),
+        };
+        let live = self.gate.live();
+        let name = Word(&wanted.volume);
+        let Some((_, part)) = live.graph().volumes().find(|(_, part)| part.name == wanted.volume) else {
+            return Answer::error(422, format_args!("There is no volume {name}; give one of graph show"));
+        };
+        if !part.volume.hold(wanted.held) {
+            let kind = part.kind;
+            return Answer::error(
+                422,
+                format_args!("Volume {name} is a {kind}, which holds nothing back; give a features/quiesce"),
+            );
+        }
+        self.gate.ring_all();
+        Answer::json(&Value::Object(part.volume.state()))
     }
 
     /// Closes the gate for a change.

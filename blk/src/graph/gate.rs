@@ -173,6 +173,11 @@ impl Gate {
         Some(Settled { outcome, retired, pause })
     }
 
+    /// All workers look at what they share, the gate and volumes ([`super::Layer::rung`]).
+    pub fn ring_all(&self) {
+        self.lock().workers.iter().flatten().for_each(|worker| ring(&worker.bell));
+    }
+
     /// What happened to the gate is for all workers to see.
     fn pass(&self, inner: &Inner) {
         self.turn.fetch_add(1, Ordering::Release);

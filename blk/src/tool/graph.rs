@@ -75,6 +75,22 @@ pub enum GraphTool {
         #[arg(long, value_name = "PATH")]
         control_socket: PathBuf,
     },
+    /// Have a volume of type features/quiesce hold still: no request passes, all that was written is durable
+    Hold {
+        /// Its name
+        volume: String,
+        /// Control socket of the daemon
+        #[arg(long, value_name = "PATH")]
+        control_socket: PathBuf,
+    },
+    /// Have a volume that holds still go on
+    Release {
+        /// Its name
+        volume: String,
+        /// Control socket of the daemon
+        #[arg(long, value_name = "PATH")]
+        control_socket: PathBuf,
+    },
     /// List the types of volumes, or all options of one
     Types {
         /// The type, as storage/file
@@ -98,6 +114,8 @@ impl GraphTool {
                 say(format_args!("{file}: can be served, {size} from {} volumes", plan.volumes().len()))
             }
             GraphTool::Apply { file, control_socket } => live::apply(file, control_socket),
+            GraphTool::Hold { volume, control_socket } => live::hold(volume, control_socket),
+            GraphTool::Release { volume, control_socket } => live::release(volume, control_socket),
             GraphTool::Show { control_socket: Some(socket), json, .. } => live::show(socket, *json),
             GraphTool::Show { file, json, .. } => {
                 let (plan, graph) = load(file.as_deref().unwrap_or(Path::new("")))?;

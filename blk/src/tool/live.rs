@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::graph::read;
 use super::say;
-use crate::graph::change::{Shown, Stage, Wanted};
+use crate::graph::change::{HOLD, Hold, Shown, Stage, Wanted};
 use crate::graph::live::text_of;
 use crate::graph::plan::{Plan, Planned};
 use crate::graph::registry::PREFIX;
@@ -66,6 +66,48 @@ pub fn apply(file: &Path, socket: &Path) -> Result<(), Failure> {
         file.display(),
         Duration::from_micros(last).as_secs_f64() * 1e3
     ))
+}
+
+/// Has a volume hold still, and waits until it does.
+///
+/// # Errors
+/// It is none that can, or what is below cannot be made durable.
+pub fn hold(volume: &str, socket: &Path) -> Result<(), Failure> {
+    let (mut client, until) = (connect(socket)?, Instant::now() + PATIENCE);
+    loop {
+        let state = tell(&mut client, socket, volume, true)?;
+        let is = |name: &str| state.get(name).and_then(Value::as_bool).unwrap_or(false);
+        let still = state.get("timeout_s").and_then(Value::as_f64).unwrap_or_default();
+        if is("quiet") {
+            return say(format_args!("{volume}: holds still, for {still} s at most"));
+        }
+        let problem = match is("flush_failed") {
+            true => "what is below it cannot be made durable; look at the daemon's log",
+            false if Instant::now() < until => {
+                thread::sleep(LOOK);
+                continue;
+            }
+            false => "requests are still under way; try again",
+        };
+        let _ = tell(&mut client, socket, volume, false);
+        return Err(Failure::host(format_args!("{volume}: it does not hold still: {problem}")));
+    }
+}
+
+/// Has a volume go on.
+///
+/// # Errors
+/// It is none that was held.
+pub fn release(volume: &str, socket: &Path) -> Result<(), Failure> {
+    tell(&mut connect(socket)?, socket, volume, false)?;
+    say(format_args!("{volume}: goes on"))
+}
+
+/// What a volume says when it is told to hold calls back, or no longer.
+fn tell(client: &mut Client, socket: &Path, volume: &str, held: bool) -> Result<Value, Failure> {
+    let body = serde_json::to_value(Hold { volume: volume.to_owned(), held }).unwrap_or_default();
+    let reply = client.call(Method::Put, HOLD, Some(&body), None).map_err(|error| mute(socket, &error))?;
+    answer(reply)
 }
 
 fn stays(old: &Planned, plan: &Plan) -> bool {
