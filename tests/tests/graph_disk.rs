@@ -6,7 +6,9 @@ use std::path::Path;
 
 use tests::daemon::{Daemon, Launch};
 use tests::frontend::{Frontend, Wants};
-use tests::guest::blk::{Blk, DISCARD, IOERR, OK, SECURE_ERASE, UNMAP, UNSUPP, WRITE_ZEROES};
+use tests::guest::blk::{
+    Blk, DISCARD, IOERR, OK, SECURE_ERASE, UNMAP, UNSUPP, WRITE_ZEROES, capacity_sectors,
+};
 use tests::guest::memory::Ram;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_SECURE_ERASE};
 
@@ -114,6 +116,23 @@ fn a_key_that_others_can_read_is_refused_by_its_line() {
     assert_eq!(exit.code, Some(2), "{}", exit.stderr);
     assert!(exit.stderr.contains("disk.vol:11: volume secret: option key-file"), "{}", exit.stderr);
     assert!(exit.stderr.contains("(mode 644); chmod 600 it"), "{}", exit.stderr);
+}
+
+/// What grows in the middle of a disk would move all behind it: it does not, also not for the worker that comes next.
+#[test]
+fn no_byte_moves_when_an_image_in_the_middle_has_grown() {
+    let daemon = launch(graph).serve().unwrap();
+    let (mut frontend, mut blk) = session(&daemon);
+    let sectors = u64::try_from((2 * IMAGE_BYTES - START) / 512).unwrap();
+    let border = u64::try_from((IMAGE_BYTES - START) / 512).unwrap();
+    let a = fs::File::options().write(true).open(daemon.dir().join("a.img")).unwrap();
+    a.set_len(IMAGE_BYTES as u64 + 4096).unwrap();
+    assert_eq!(capacity_sectors(&frontend.config(0, 8).unwrap()), Some(sectors));
+    for _ in 0..2 {
+        assert_eq!(blk.read(border, 512).unwrap().data, [2; 512]);
+        assert_eq!(blk.read(sectors, 512).unwrap().status, Some(IOERR));
+        daemon.kill_worker();
+    }
 }
 
 #[test]

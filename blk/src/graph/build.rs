@@ -105,6 +105,7 @@ impl Graph {
         self.parts.iter().for_each(|part| part.volume.look_again());
         let now = keeps(&self.parts)?;
         let size_bytes = now.last().map_or(0, |top| top.size_bytes);
+        self.parts.iter().for_each(|part| part.volume.took());
         *self.keeps.write().unwrap_or_else(PoisonError::into_inner) = now;
         Ok((self.size_bytes.swap(size_bytes, Ordering::Relaxed), size_bytes))
     }

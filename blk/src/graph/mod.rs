@@ -107,6 +107,9 @@ pub trait Volume: Send + Sync + Debug {
     /// Looks again at how large it is: what it is made of may have grown.
     fn look_again(&self) {}
 
+    /// The graph has taken the size that was found: workers that follow this one have to begin with it.
+    fn took(&self) {}
+
     /// Makes all completed writes durable, for somebody who is no worker. Only leaves have something to do.
     ///
     /// # Errors

@@ -196,7 +196,9 @@ pub struct Shape {
 impl File {
     /// A file that was found open.
     pub fn new(found: Found, shape: Shape) -> Arc<File> {
-        let (size_bytes, lost) = (found.size_bytes.into(), is_raised(&found.lost).into());
+        let bytes = found.size_bytes.first().map_or(0, |word| word.load(Ordering::Relaxed));
+        let size_bytes = whole_blocks(bytes, shape.block_bytes).into();
+        let lost = is_raised(&found.lost).into();
         let [no_zeros, no_holes] = [AtomicBool::new(false), AtomicBool::new(false)];
         Arc::new(File { found, shape, size_bytes, lost, no_zeros, no_holes })
     }
@@ -308,6 +310,11 @@ impl Volume for Arc<File> {
                 "The image is shorter than it was; the disk keeps its size, and what is missing fails"
             );
         }
+    }
+
+    fn took(&self) {
+        let bytes = self.size_bytes.load(Ordering::Relaxed);
+        self.found.size_bytes.iter().for_each(|word| word.store(bytes, Ordering::Relaxed));
     }
 
     fn make_durable(&self) -> Outcome {

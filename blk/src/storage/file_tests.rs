@@ -166,7 +166,7 @@ fn what_is_no_image_is_refused_with_a_cure() {
 fn a_size_must_fit_the_block_size_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let image = image(&make(dir.path(), 4096 + 512));
-    assert_eq!(open(&image).unwrap().size_bytes, 4608);
+    assert_eq!(open(&image).unwrap().size_bytes[0].load(Ordering::Relaxed), 4608);
     let (message, code) = refusal(&Image { block_bytes: 4096, ..image });
     assert!(message.contains("block-size 4096") && code == 2, "{message}");
 }

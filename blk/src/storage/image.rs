@@ -13,9 +13,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use backends::daemon::Failure;
 use backends::kept::Kept;
+use backends::memory::words::Words;
 use backends::opened::Opened;
 use rustix::fs::{
     AtFlags, FileType, MemfdFlags, Mode, OFlags, SeekFrom, StatxFlags, fstat, memfd_create, seek, statx,
@@ -35,6 +37,9 @@ pub(super) const CACHED: &str = "image";
 const DIRECT: &str = "direct";
 /// A flag, a file of memory that is empty until the host has lost writes to the image: keepers keep files.
 pub(super) const LOST: &str = "lost";
+/// A word: the bytes of the disk, as its graph has taken them. A worker that follows another finds the same disk, whatever
+/// the file has become meanwhile.
+const SIZE: &str = "size";
 /// What the host's files are written in.
 const PAGE_BYTES: u32 = 4096;
 
@@ -119,8 +124,8 @@ pub struct Found {
     pub cached: OwnedFd,
     /// The same bytes without it.
     pub direct: Option<OwnedFd>,
-    /// Bytes, as they were found.
-    pub size_bytes: u64,
+    /// One word: bytes, as the graph of the worker before took them, or as they were found.
+    pub size_bytes: Words,
     /// Tells workers that the host has lost writes.
     pub lost: OwnedFd,
 }
@@ -138,9 +143,11 @@ impl Image {
                 direct: opened.before(&name(volume, DIRECT)),
             };
             let now = open_both(self)?;
-            let lost = opened
-                .before(&name(volume, LOST))
-                .filter(|_| before.cached.as_ref().is_some_and(|fd| now.lead_to(fd)));
+            let is_same = before.cached.as_ref().is_some_and(|fd| now.lead_to(fd));
+            let size = opened.before(&name(volume, SIZE)).filter(|_| is_same);
+            let size = size.map_or_else(|| self.told_size(&now), Ok)?;
+            opened.insert(&name(volume, SIZE), size);
+            let lost = opened.before(&name(volume, LOST)).filter(|_| is_same);
             let lost = lost.map_or_else(flag, Ok);
             opened.insert(&name(volume, LOST), lost.map_err(|errno| Problem::Open(errno.into()))?);
             let ways = before.go_on(now);
@@ -165,6 +172,7 @@ impl Image {
             let ways = open_both(&Image { read_only: true, ..self.clone() })?;
             let lost = flag().map_err(|errno| Problem::Open(errno.into()))?;
             opened.insert(&name(volume, LOST), lost);
+            opened.insert(&name(volume, SIZE), self.told_size(&ways)?);
             ways.cached.into_iter().for_each(|fd| opened.insert(&name(volume, CACHED), fd));
             ways.direct.into_iter().for_each(|fd| opened.insert(&name(volume, DIRECT), fd));
             Ok(())
@@ -186,15 +194,24 @@ impl Image {
     /// [`ImageError`]: it was not, or has changed since then.
     pub fn find(&self, volume: &str, kept: &Kept) -> Result<Found, ImageError> {
         let find = || {
-            let cached = kept.opened(&name(volume, CACHED)).map_err(Problem::Open)?;
+            let size = kept.opened(&name(volume, SIZE)).map_err(Problem::Open)?;
+            let size = Words::of(size, 1).ok_or_else(|| Problem::Open(io::ErrorKind::InvalidData.into()))?;
             Ok(Found {
-                size_bytes: whole_blocks(length(&cached)?, self.block_bytes),
-                cached,
+                size_bytes: size,
+                cached: kept.opened(&name(volume, CACHED)).map_err(Problem::Open)?,
                 direct: kept.take(&name(volume, DIRECT)),
                 lost: kept.opened(&name(volume, LOST)).map_err(Problem::Open)?,
             })
         };
         find().map_err(|problem: Problem| problem.of(self))
+    }
+
+    /// How large the image is now, for workers.
+    fn told_size(&self, ways: &Ways) -> Result<OwnedFd, Problem> {
+        let bytes = ways.cached.as_ref().map_or(Ok(0), length)?;
+        let (words, fd) = Words::create(SIZE, 1).map_err(Problem::Open)?;
+        words.iter().for_each(|word| word.store(whole_blocks(bytes, self.block_bytes), Ordering::Relaxed));
+        Ok(fd)
     }
 
     /// How it is to be served.

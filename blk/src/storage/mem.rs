@@ -6,8 +6,10 @@ use std::fs::File as HostFile;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use backends::engine::Room;
+use backends::memory::words::Words;
 use rustix::fs::{MemfdFlags, fstat, memfd_create};
 
 use super::file::{File, Shape, block_bytes};
@@ -45,7 +47,9 @@ fn volume(made: &Made<'_>) -> Result<Arc<File>, Bad> {
         return Err(Bad::volume("its memory is not open").with_code(1));
     };
     let block_bytes = block_bytes(made.values);
-    let found = Found { cached, direct: None, size_bytes: size_bytes(made.values)?, lost };
+    let (size, bytes) = (Words::own(1), size_bytes(made.values)?);
+    size.iter().for_each(|word| word.store(bytes, Ordering::Relaxed));
+    let found = Found { cached, direct: None, size_bytes: size, lost };
     let physical_bytes = PAGE_BYTES.max(block_bytes);
     let file = File::new(
         found,
