@@ -44,6 +44,8 @@ pub struct Transfer {
     pub done: u64,
     /// Answers without progress.
     pub repeats: u8,
+    /// A durable write for which there was no room is tried again, without being durable.
+    pub again: bool,
     /// The second of two ways to the bytes is in use.
     pub detour: bool,
     /// What the file system was asked to do about the range.

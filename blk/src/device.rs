@@ -124,7 +124,9 @@ impl Device for Blk {
         };
         let before = self.cache.save();
         self.cache.choose(write_back);
-        let durable = write_back || self.graph().make_durable().is_ok();
+        // A loss that was told is no news: a worker that follows takes up the mode of the one before all the same.
+        let graph = self.graph();
+        let durable = write_back || graph.has_lost() || graph.make_durable().is_ok();
         durable || !self.cache.load(before)
     }
 

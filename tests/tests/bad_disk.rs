@@ -204,6 +204,33 @@ fn k16_a_disk_that_fills_takes_writes_again_when_there_is_room() {
 }
 
 #[test]
+fn k16_a_disk_without_cache_that_fills_takes_writes_again_when_there_is_room() {
+    for way in WAYS {
+        let Some(mut story) = Story::begin(way, !FEATURE_FLUSH) else { return };
+        story.disk.fail(Kind::Write, Errno::NOSPC);
+        assert_eq!([story.write(), story.write()], [Some(IOERR); 2], "{way:?}");
+        story.disk.mend();
+        assert_eq!(story.write(), Some(OK), "{way:?}");
+    }
+}
+
+/// The mode of the cache is told to a worker again; on a disk that has lost writes it is taken up, too.
+#[test]
+fn k17_a_mode_that_was_chosen_outlives_the_worker_on_a_disk_that_lost_writes() {
+    for way in WAYS {
+        let Some(mut story) = Story::begin(way, u64::MAX) else { return };
+        story.machine.frontend.set_config(32, &[0]).unwrap();
+        assert_eq!(story.write(), Some(OK), "{way:?}");
+        story.disk.fail(Kind::Sync, Errno::IO);
+        assert_eq!(story.write(), Some(IOERR), "{way:?}");
+        story.disk.mend();
+        story.machine.daemon.kill_worker();
+        assert_eq!((story.read(), story.write()), (Some(OK), Some(IOERR)), "{way:?}");
+        assert_eq!(story.machine.frontend.config(32, 1).unwrap(), [0], "{way:?}");
+    }
+}
+
+#[test]
 fn k17_an_image_that_is_cut_short_fails_what_was_cut_off_and_nothing_else() {
     for way in WAYS.into_iter().filter(|way| !way.graph) {
         let launch = way.launch();

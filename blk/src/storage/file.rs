@@ -317,6 +317,10 @@ impl Volume for Arc<File> {
         self.found.size_bytes.iter().for_each(|word| word.store(bytes, Ordering::Relaxed));
     }
 
+    fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
     fn make_durable(&self) -> Outcome {
         if self.shape.read_only || !self.shape.durable {
             return Ok(());
@@ -378,7 +382,8 @@ impl FileLayer {
         let op = match call.op() {
             Op::Read { offset, .. } => engine::Op::Read { offset: offset.saturating_add(transfer.done) },
             Op::Write { offset, fua, .. } => {
-                engine::Op::Write { offset: offset.saturating_add(transfer.done), durable: fua }
+                let durable = fua && !transfer.again;
+                engine::Op::Write { offset: offset.saturating_add(transfer.done), durable }
             }
             Op::Flush => engine::Op::Sync,
             op => return self.change(op, call, host),
@@ -393,12 +398,21 @@ impl FileLayer {
             call.transfer().detour = true;
             return self.issue(call, host);
         }
+        let durable = matches!(call.op(), Op::Write { fua: true, .. });
+        let no_room = |outcome: &Outcome| matches!(outcome, Err(Errno::NOSPC | Errno::DQUOT | Errno::FBIG));
         match after(&mut call, bytes, answer) {
             Next::Again => self.issue(call, host),
-            Next::Over(outcome) => {
-                let durable = matches!(call.op(), Op::Write { fua: true, .. });
-                Step::Up(call, if durable { self.0.settle(outcome) } else { outcome })
+            // Room was missing for these bytes, or for some that were written before and are lost now: the same write, but
+            // not durable, tells.
+            Next::Over(outcome) if durable && no_room(&outcome) && !call.transfer().again => {
+                call.transfer().again = true;
+                self.issue(call, host)
             }
+            Next::Over(outcome) if durable && !no_room(&outcome) => {
+                let lost = call.transfer().again && outcome.is_ok();
+                Step::Up(call, self.0.settle(if lost { Err(Errno::NOSPC) } else { outcome }))
+            }
+            Next::Over(outcome) => Step::Up(call, outcome),
         }
     }
 

@@ -100,6 +100,23 @@ fn k17_a_failed_sync_fails_all_that_follow() {
 }
 
 #[test]
+fn k16_a_durable_write_without_room_has_lost_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut disk = Disk::new(&image(&make(dir.path(), 4096)));
+    let (write, durable) =
+        (Op::Write { offset: 0, bytes: 512, fua: true }, |durable| engine::Op::Write { offset: 0, durable });
+    assert_eq!((disk.send(write), disk.begun()), (None, durable(true)));
+    assert_eq!((disk.answer(Err(Errno::NOSPC)), disk.begun()), (None, durable(false)));
+    assert_eq!(disk.answer(Err(Errno::NOSPC)), Some(Err(Errno::NOSPC)));
+    assert_eq!((disk.send(write), disk.begun()), (None, durable(true)));
+    assert_eq!(disk.answer(Ok(512)), Some(Ok(())), "there is room again");
+    // There was room for these bytes: what the host had no room for was written before.
+    assert_eq!((disk.send(write), disk.answer(Err(Errno::NOSPC))), (None, None));
+    assert_eq!(disk.answer(Ok(512)), Some(Err(Errno::NOSPC)));
+    assert_eq!(disk.send(Op::Flush), Some(Err(Errno::IO)));
+}
+
+#[test]
 fn a_sync_that_is_given_up_has_lost_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut disk = Disk::new(&image(&make(dir.path(), 4096)));
