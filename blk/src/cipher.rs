@@ -30,10 +30,14 @@
 
 use std::ffi::c_int;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
 use std::ops::{Deref, DerefMut};
+use std::os::fd::OwnedFd;
 use std::ptr::{NonNull, null, null_mut};
 
 use aws_lc_sys as lc;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::io::Errno;
 use thiserror::Error;
 
@@ -70,6 +74,7 @@ pub enum KeyError {
 pub struct CipherError;
 
 /// Bytes that are wiped when they are dropped. In a box: moving one leaves no copy behind.
+#[derive(PartialEq, Eq)]
 struct Secret<const N: usize>(Box<[u8; N]>);
 
 impl<const N: usize> Secret<N> {
@@ -100,6 +105,7 @@ impl<const N: usize> Drop for Secret<N> {
 }
 
 /// A key whose halves differ.
+#[derive(PartialEq, Eq)]
 pub struct Key(Secret<KEY_BYTES>);
 
 impl fmt::Debug for Key {
@@ -127,6 +133,18 @@ impl Key {
             }
         }
         Key::parse(text.get(..len).unwrap_or_default())
+    }
+
+    /// A file of memory with the key, which nobody can change.
+    ///
+    /// # Errors
+    /// The host has no descriptor or memory left.
+    pub fn in_memory(&self) -> io::Result<OwnedFd> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut file = File::from(memfd_create("key", flags)?);
+        file.write_all(&*self.0)?;
+        fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        Ok(file.into())
     }
 
     /// The key that these bytes are.

@@ -110,6 +110,17 @@ fn an_enciphered_disk_is_read_by_the_next_worker_and_by_nobody_else() {
     }
 }
 
+/// A key that is written over while its disk is served would make noise of the disk, and a second cipher of what is written.
+#[test]
+fn a_key_file_that_changes_is_not_the_key_of_the_next_worker() {
+    let daemon = launch_layers(0o600).serve().unwrap();
+    let (_frontend, mut blk) = session(&daemon);
+    assert_eq!(blk.write(8, &[5; 4096]).unwrap().status, Some(OK));
+    fs::write(daemon.dir().join("key"), (1..65).collect::<Vec<u8>>()).unwrap();
+    daemon.kill_worker();
+    assert!(blk.read(8, 4096).unwrap().data == [5; 4096]);
+}
+
 #[test]
 fn a_key_that_others_can_read_is_refused_by_its_line() {
     let exit = launch_layers(0o644).start().wait_exit();

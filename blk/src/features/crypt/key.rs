@@ -1,8 +1,9 @@
 //! Where the key of a volume comes from: a file, or a credential of systemd.
 //!
-//! In: options, in the first process. Out: an open descriptor, which the keeper has and each worker reads the key from: a
-//! worker opens no file, and the key is in no option, environment or log. Refuses: both or neither, a file that others
-//! can read, and what is no key (looked at here already, so that the daemon does not start without it).
+//! In: options, in the first process. Out: a copy of the key in memory, which the keeper has and each worker reads: a
+//! worker opens no file, the key is in no option, environment or log, and whoever writes to the file later changes no disk
+//! that is in use. Refuses: both or neither, a file that others can read, what is no key (looked at here already, so that
+//! the daemon does not start without it), and another key than that of the keeper before, whose guest goes on.
 
 #![cfg_attr(
     not(test),
@@ -38,8 +39,16 @@ const HOST: u8 = 1;
 /// Opens the key.
 pub fn prepare(values: &Values, openings: &mut Openings<'_>) -> Result<(), Bad> {
     let directory = std::env::var_os(DIRECTORY).map(PathBuf::from);
-    let key = open(values.path(FILE), values.text(CREDENTIAL), directory.as_deref())?;
-    openings.insert(KEY, key);
+    let (option, key) = open(values.path(FILE), values.text(CREDENTIAL), directory.as_deref())?;
+    let before = openings.before(KEY).and_then(|before| Key::read(before).ok());
+    if before.is_some_and(|before| before != key) {
+        let problem = "it is another key than the one that the disk is in use with; put that one back, or stop and start the daemon";
+        return Err(Bad::option(option, problem));
+    }
+    let failed = |error| {
+        Bad::option(option, format!("cannot keep it: {error}; give this host more memory")).with_code(HOST)
+    };
+    openings.insert(KEY, key.in_memory().map_err(failed)?);
     Ok(())
 }
 
@@ -49,8 +58,13 @@ pub fn take(made: &Made<'_>) -> Result<Key, Bad> {
     Key::read(fd).map_err(Bad::volume)
 }
 
-fn open(file: Option<&Path>, credential: Option<&str>, directory: Option<&Path>) -> Result<File, Bad> {
-    let (option, key) = match (file, credential) {
+/// The key, and the option that named it.
+fn open(
+    file: Option<&Path>,
+    credential: Option<&str>,
+    directory: Option<&Path>,
+) -> Result<(&'static str, Key), Bad> {
+    let (option, file) = match (file, credential) {
         (Some(path), None) => (FILE, open_file(path)?),
         (None, Some(name)) => (CREDENTIAL, open_credential(name, directory)?),
         (None, None) => {
@@ -62,8 +76,8 @@ fn open(file: Option<&Path>, credential: Option<&str>, directory: Option<&Path>)
             return Err(Bad::option(CREDENTIAL, "there is option key-file as well; leave one of them out"));
         }
     };
-    Key::read(&key).map_err(|error| Bad::option(option, error))?;
-    Ok(key)
+    let key = Key::read(&file).map_err(|error| Bad::option(option, error))?;
+    Ok((option, key))
 }
 
 fn open_file(path: &Path) -> Result<File, Bad> {
