@@ -378,6 +378,7 @@ impl Worker {
     fn open(&mut self, graph: &Arc<Graph>, queues: &mut Queues, io: &mut Io<'_, Call>) {
         let next = self.next.take();
         if let Some(tree) = next.filter(|_| !Arc::ptr_eq(&self.graph, graph)) {
+            debug_assert_eq!(self.calls, 0, "the gate opens when all have drained");
             self.graph.volumes().for_each(|(volume, _)| io.disarm(Timer(volume)));
             (self.tree, self.graph, self.keeps) = (tree, Arc::clone(graph), graph.disk());
         }
