@@ -9,6 +9,7 @@ use linux::{can_run, guest, powered_off, run};
 use tests::machine::{BLK, RNG};
 use tests::vmm::Ended;
 use xtask::demo::disk;
+use xtask::initramfs::Initramfs;
 use xtask::kernel::{Flavour, Kernel};
 
 fn says(ended: &Ended, line: &str) {
@@ -23,7 +24,7 @@ fn kvm_linux_sees_its_processors_and_its_memory() {
     let script = "echo processors $(nproc)
         [ $(awk '/MemTotal/ { print $2 }' /proc/meminfo) -gt 200000 ] && echo memory
         poweroff -f";
-    let ended = powered_off(guest(&[], script).option("--cpus", "2").start());
+    let ended = powered_off(guest(&[], &[], script).option("--cpus", "2").start());
     says(&ended, "processors 2");
     says(&ended, "memory");
 }
@@ -34,7 +35,7 @@ fn kvm_linux_boots_compressed() {
         return;
     }
     let kernel = Kernel::debian(Flavour::Cloud).unwrap();
-    let run = run(&kernel.compressed.unwrap(), &[], "echo up\npoweroff -f");
+    let run = run(&kernel.compressed.unwrap(), Initramfs::new(&[], "echo up\npoweroff -f").unwrap());
     says(&powered_off(run.start()), "up");
 }
 
@@ -43,7 +44,7 @@ fn kvm_linux_reset_ends_the_vmm_when_told_so() {
     if !can_run() {
         return;
     }
-    let ended = powered_off(guest(&[], "echo up\nreboot -f").option("--on-reset", "exit").start());
+    let ended = powered_off(guest(&[], &[], "echo up\nreboot -f").option("--on-reset", "exit").start());
     says(&ended, "up");
 }
 
@@ -58,7 +59,7 @@ fn kvm_linux_outlives_its_daemon() {
         read -r line
         echo alive $line
         poweroff -f";
-    let run = guest(&["virtio_pci", "virtio_rng"], script).device("rng", daemon.socket());
+    let run = guest(&["virtio_pci", "virtio_rng"], &[], script).device("rng", daemon.socket());
     let mut vmm = run.start();
     vmm.wait_for("ready", 1);
     daemon.kill9();
@@ -88,7 +89,7 @@ fn kvm_linux_works_on_a_disk_from_two_processors() {
         wait
         sync
         poweroff -f";
-    let run = guest(&["virtio_pci", "virtio_blk"], script).option("--cpus", "2");
+    let run = guest(&["virtio_pci", "virtio_blk"], &[], script).option("--cpus", "2");
     let ended = powered_off(run.device("blk", daemon.socket()).start());
     says(&ended, "queues 2");
     says(&ended, "packed 1");

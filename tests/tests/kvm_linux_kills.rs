@@ -46,7 +46,7 @@ fn work(keeper: &str, mut kill: impl FnMut(&mut Daemon)) -> String {
     ];
     let script = format!("{}\npoweroff -f", script(&LANES, &disk::nonce().unwrap()));
     let [blk, rng] = &daemons;
-    let run = guest(&["virtio_pci", "virtio_blk", "virtio_rng"], &script).option("--cpus", "2");
+    let run = guest(&["virtio_pci", "virtio_blk", "virtio_rng"], &[], &script).option("--cpus", "2");
     let vmm = run.device("blk", blk.socket()).device("rng", rng.socket()).start();
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", vmm.pid())).unwrap().count();
 

@@ -11,13 +11,18 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::daemon::Launch;
+use crate::daemon::{Launch, binary};
 use crate::oracle::SECTOR_BYTES;
 
-/// Name of the file in the daemon's directory.
-pub const FILE: &str = "disk.vol";
+/// Names in the daemon's directory: of the graph, and of the control socket.
+const FILE: &str = "disk.vol";
+const CONTROL: &str = "blk.control";
+/// Operations a second that nobody reaches.
+const LIMIT: &str = "10000000";
+const OTHER_LIMIT: &str = "9000000";
 /// Names of the images beside it.
 pub const IMAGES: [&str; 2] = ["image0.img", "image1.img"];
 
@@ -33,7 +38,58 @@ pub fn launch(launch: Launch, sectors: u64) -> Launch {
     write(&dir.join("key"), &std::array::from_fn::<u8, 64, _>(|nth| nth.to_le_bytes()[0]));
     let file = dir.join(FILE);
     write(&file, text(dir, bytes).as_bytes());
-    launch.args(["--queues".into(), "2".into(), "--graph".into(), file.display().to_string()])
+    let words = ["--queues", "2", "--control-socket", CONTROL, "--graph"].map(str::to_owned);
+    launch.args(words).args([file.display().to_string()])
+}
+
+/// Other graphs for such a daemon, with the same bytes: an option of one volume, a volume more, one less, two less.
+#[derive(Debug)]
+pub struct Changes {
+    control: PathBuf,
+    files: Vec<PathBuf>,
+}
+
+impl Changes {
+    /// For the daemon in this directory, whose disk has so many sectors; the last change is back to how it began.
+    ///
+    /// # Panics
+    /// There is no room for the files.
+    pub fn new(dir: &Path, sectors: u64) -> Changes {
+        let five = text(dir, sectors * SECTOR_BYTES as u64);
+        let before =
+            |name: &str| five.split(&format!("volume {name}\n")).next().unwrap_or_default().to_owned();
+        let six = five.clone() + &volume("again", "debug/io-stats", &[], "counted");
+        let texts = [five.replace(LIMIT, OTHER_LIMIT), six, before("counted"), before("limited"), five];
+        let files = texts.iter().enumerate().map(|(nth, text)| {
+            let path = dir.join(format!("change{nth}.vol"));
+            write(&path, text.as_bytes());
+            path
+        });
+        Changes { control: dir.join(CONTROL), files: files.collect() }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.files.len()
+    }
+
+    /// What makes one of them, without end if the daemon does not answer.
+    pub fn apply(&self, nth: usize) -> Command {
+        let mut command = Command::new(binary("outboard-blk"));
+        command.args(["graph", "apply"]).arg(&self.files[nth % self.files.len()]);
+        command.arg("--control-socket").arg(&self.control);
+        command
+    }
+
+    /// Makes one of them.
+    ///
+    /// # Errors
+    /// What it says when it is refused.
+    pub fn make(&self, nth: usize) -> Result<(), String> {
+        let output = self.apply(nth).output().map_err(|error| error.to_string())?;
+        let said = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        if output.status.success() { Ok(()) } else { Err(said()) }
+    }
 }
 
 /// The graph, of a disk of so many bytes, whose files are in `dir`.
@@ -53,7 +109,7 @@ pub fn text(dir: &Path, bytes: u64) -> String {
     side(0)
         + &side(1)
         + &volume("joined", "features/map", &[("ranges", &ranges)], "secret0 secret1")
-        + &volume("limited", "features/throttle", &[("ops", "10000000")], "joined")
+        + &volume("limited", "features/throttle", &[("ops", LIMIT)], "joined")
         + &volume("counted", "debug/io-stats", &[], "limited")
 }
 
