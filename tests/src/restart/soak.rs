@@ -10,18 +10,21 @@
 //! in-message  the front-end has sent a message and has no answer; requests are in flight meanwhile
 //! in-flight   requests are
 //! ```
-//! One round in eight kills the successor too, while it takes over.
+//! One round in eight kills the successor too, while it takes over. Where a keeper keeps a disk over a graph, every other
+//! round changes the graph meanwhile: whoever serves after the kill, it is the one graph or the other.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use backends::proto::{Code, ProtocolFeatures, Reply, Request};
 use clap::ValueEnum;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::blk::{self, BlkLoad};
 use super::console::{self, ConsoleLoad};
-use super::graph;
+use super::graph::{self, Changes};
 use super::load::{Fault, Load};
 use super::rig::{Mode, Rig};
 use super::rng::RngLoad;
@@ -34,6 +37,8 @@ use crate::wait;
 
 /// Longest time between a message or a submission and the kill.
 const MAX_DELAY_US: u64 = 1500;
+/// Longest time between the beginning of a change of the graph, which is that of a process, and the kill.
+const LATEST_CHANGE_US: u64 = 40_000;
 /// Rounds of traffic before a kill, at most.
 const MAX_LEAD: u64 = 8;
 /// Kills in a row, and a second, that do not make a keeper take its time.
@@ -42,6 +47,7 @@ const KILLS_PER_SECOND: u32 = 4;
 /// What memory may grow by over all kills: allocators keep some.
 const RSS_SLACK_KIB: u64 = 2048;
 const MAPS_SLACK: usize = 4;
+const FDS_SLACK: usize = 4;
 
 /// A daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -100,15 +106,17 @@ impl Device {
         load.with(rig.frontend.features())
     }
 
-    /// N5: its processes have the descriptors, threads, mappings and memory that they had.
+    /// N5: its processes have the descriptors, threads, mappings and memory that they had. A graph that was `changed` goes on
+    /// from its text and from descriptors that were given later, of which there are as many for any number of changes.
     ///
     /// # Errors
     /// They have not.
-    pub fn same_counts(self, before: &[Counts], after: &[Counts]) -> Result<(), Fault> {
+    pub fn same_counts(self, before: &[Counts], after: &[Counts], changed: bool) -> Result<(), Fault> {
         // Bounce buffers come and go, beside each other in one mapping or in several.
         let more_maps = if self == Device::BlkGraph { MAPS_SLACK } else { 0 };
         let same = |(before, after): (&Counts, &Counts)| {
-            (before.fds, before.threads) == (after.fds, after.threads)
+            before.threads == after.threads
+                && after.fds.abs_diff(before.fds) <= if changed { FDS_SLACK } else { 0 }
                 && after.maps.abs_diff(before.maps) <= more_maps
                 && after.rss_kib <= before.rss_kib + RSS_SLACK_KIB
         };
@@ -223,6 +231,8 @@ pub struct Tally {
     pub repeated: u64,
     /// Requests that came back.
     pub requests: u64,
+    /// Changes of the graph that were made while somebody was killed.
+    pub changes: u32,
     /// From each kill to the next interrupt that brought something back.
     pub pauses: Vec<Duration>,
 }
@@ -249,19 +259,20 @@ impl Tally {
         self.again += other.again;
         self.repeated += other.repeated;
         self.requests += other.requests;
+        self.changes += other.changes;
         self.pauses.extend(&other.pauses);
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tally { idle, in_message, in_flight, again, repeated, requests, .. } = self;
+        let Tally { idle, in_message, in_flight, again, repeated, requests, changes, .. } = self;
         let (p50, p99, max) = (self.percentile_ms(50), self.percentile_ms(99), self.percentile_ms(100));
         write!(
             f,
             "idle={idle} in_message={in_message} in_flight={in_flight} again={again} requests={requests} "
         )?;
-        write!(f, "repeated={repeated} p50_ms={p50:.1} p99_ms={p99:.1} max_ms={max:.1}")
+        write!(f, "changes={changes} repeated={repeated} p50_ms={p50:.1} p99_ms={p99:.1} max_ms={max:.1}")
     }
 }
 
@@ -302,6 +313,8 @@ struct Soak {
     config: Vec<u8>,
     before: Vec<Counts>,
     tally: Tally,
+    /// Graphs to change to, where that outlives a kill.
+    changes: Option<Changes>,
 }
 
 impl Soak {
@@ -317,12 +330,15 @@ impl Soak {
         let load = plan.device.load(&mut rig, Random::new(random.next_u64()));
         let config = rig.frontend.config(0, 8).unwrap_or_default();
         let (pace, before, tally) = (Pace::new(plan.mode), Vec::new(), Tally::default());
-        Soak { plan, rig, load, random, pace, config, before, tally }
+        let changing = plan.device == Device::BlkGraph && plan.mode == Mode::Keeper;
+        let changes = changing.then(|| Changes::new(rig.daemon.dir(), blk::SECTORS));
+        Soak { plan, rig, load, random, pace, config, before, tally, changes }
     }
 
     fn round(&mut self, strike: Strike) -> Result<(), Fault> {
         self.traffic(strike)?;
         let message = self.prepare(strike)?;
+        let change = self.change();
         let since = Instant::now();
         while since.elapsed() < strike.delay {
             std::hint::spin_loop();
@@ -336,7 +352,33 @@ impl Soak {
         if let Some(message) = message {
             self.answered(message)?;
         }
-        self.resume(killed)
+        self.resume(killed)?;
+        self.changed(change)
+    }
+
+    /// Begins a change of the graph in some rounds; the kill comes at any moment of it.
+    fn change(&mut self) -> Option<Child> {
+        let changes = self.changes.as_ref().filter(|_| self.random.below(2) == 0)?;
+        let nth = usize::try_from(self.random.below(changes.count() as u64)).unwrap_or(0);
+        let begun = changes.apply(nth).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        std::thread::sleep(Duration::from_micros(self.random.below(LATEST_CHANGE_US)));
+        begun.ok()
+    }
+
+    /// It was made or not; it has ended.
+    fn changed(&mut self, change: Option<Child>) -> Result<(), Fault> {
+        let Some(mut change) = change else { return Ok(()) };
+        let pid = Pid::from_child(&change);
+        let ended =
+            pidfd_open(pid, PidfdFlags::empty()).map(|pidfd| wait::one_readable(&pidfd, wait::deadline()));
+        if ended != Ok(true) {
+            let _ = change.kill();
+        }
+        match (ended, change.wait()) {
+            (Ok(true), Ok(status)) => self.tally.changes += u32::from(status.success()),
+            other => return Err(Fault::Answer(format!("a change of the graph has no end: {other:?}"))),
+        }
+        Ok(())
     }
 
     /// Requests go on for a while, and as long as the keeper needs to forget earlier kills.
@@ -457,11 +499,15 @@ impl Soak {
 
     /// Everything is back, right, and as small as it was.
     fn finish(&mut self) -> Result<(), Fault> {
+        if let Some(changes) = &self.changes {
+            let back = changes.make(changes.count() - 1);
+            back.map_err(|refused| Fault::Answer(format!("the graph does not go back: {refused}")))?;
+        }
         self.load.submit();
         self.at_rest()?;
         self.tally.repeated = self.load.repeated();
         let after = self.rig.counts();
-        self.plan.device.same_counts(&self.before, &after)
+        self.plan.device.same_counts(&self.before, &after, self.changes.is_some())
     }
 }
 

@@ -172,7 +172,7 @@ impl Story {
 /// N5.
 #[track_caller]
 fn same_counts(cell: Cell, before: &[Counts], after: &[Counts]) {
-    cell.device.same_counts(before, after).unwrap_or_else(|fault| panic!("{cell:?}: {fault}"));
+    cell.device.same_counts(before, after, false).unwrap_or_else(|fault| panic!("{cell:?}: {fault}"));
 }
 
 /// Takes the file of a point away again, where the point need not have been reached.
