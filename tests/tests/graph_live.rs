@@ -289,8 +289,7 @@ fn a_disk_holds_still_for_a_snapshot_and_goes_on() {
             "{below}volume still\ntype features/quiesce\noption timeout {timeout}\nsubvolumes image\nend-volume\n"
         )
     };
-    let applied = apply(&dir, &still("60s"));
-    assert!(applied.status.success(), "{}", said(&applied));
+    apply_in_time(&dir, &still("60s"));
     // A guest that uses it, while somebody makes it hold still, copies it and lets it go.
     let holder = thread::spawn({
         let (dir, image) = (dir.clone(), image.clone());
@@ -317,8 +316,7 @@ fn a_disk_holds_still_for_a_snapshot_and_goes_on() {
         said(&refused)
     );
     // It opens by itself, if nobody lets it go.
-    let applied = apply(&dir, &still("100ms"));
-    assert!(applied.status.success(), "{}", said(&applied));
+    apply_in_time(&dir, &still("1s"));
     assert!(tool(&dir, &["hold", "still"]).output().unwrap().status.success());
     let until = Instant::now() + wait::PATIENCE;
     work(&mut *load, || live(&dir)["volumes"][1]["state"]["closed"] == false || Instant::now() > until);
