@@ -84,7 +84,7 @@ impl Blk {
         id.iter_mut().zip(serial.bytes()).for_each(|(to, byte)| *to = byte);
         let gate = Arc::new(Gate::new(live)?);
         let changes = Changes::new(Arc::clone(&gate), kept.clone());
-        Ok(Blk { gate, changes, cache: Arc::default(), queues, id, growth: Arc::default() })
+        Ok(Blk { gate, changes, cache: Arc::new(Cache::kept(kept)), queues, id, growth: Arc::default() })
     }
 
     fn graph(&self) -> Arc<Graph> {

@@ -1,9 +1,12 @@
 //! `outboard-blk --graph`: a disk of several volumes, served by the daemon to the guest double.
 
 use std::fs;
+use std::io::Write;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+use backends::session::Direction;
 use tests::daemon::{Daemon, Launch};
 use tests::frontend::{Frontend, Wants};
 use tests::guest::blk::{
@@ -200,6 +203,27 @@ fn what_is_erased_is_written_over_where_the_operator_says_that_it_can_be() {
     let (frontend, mut blk) = session(&daemon);
     assert_eq!(frontend.features() & 1 << VIRTIO_BLK_F_SECURE_ERASE, 0);
     assert_eq!(blk.ranges(SECURE_ERASE, &[(8, 8, 0)]).unwrap().status, Some(UNSUPP));
+}
+
+/// The mode came from another daemon, and no front-end ever told of it.
+#[test]
+fn a_mode_that_was_taken_over_from_another_daemon_outlives_the_worker() {
+    const THROUGH: u8 = 2;
+    let daemon = launch(graph).serve().unwrap();
+    let (mut frontend, blk) = session(&daemon);
+    frontend.stop(0).unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    frontend.carry_state(Direction::Load, reader.as_fd()).unwrap();
+    writer.write_all(&[THROUGH]).unwrap();
+    drop(writer);
+    assert!(frontend.state_is_good().unwrap());
+    for _ in 0..2 {
+        assert_eq!(frontend.config(32, 1).unwrap(), [0]);
+        daemon.kill_worker();
+    }
+    drop((frontend, blk));
+    let (mut next, _blk) = session(&daemon);
+    assert_eq!(next.config(32, 1).unwrap(), [1], "it begins anew for another front-end");
 }
 
 #[test]
