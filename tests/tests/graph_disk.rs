@@ -125,6 +125,16 @@ fn a_key_file_that_changes_is_not_the_key_of_the_next_worker() {
 }
 
 #[test]
+fn a_group_that_is_cut_short_ends_no_disk() {
+    let daemon = launch_layers(0o600).serve().unwrap();
+    let (_frontend, mut blk) = session(&daemon);
+    drop(fs::File::create(daemon.dir().join("group")).unwrap());
+    assert_eq!(blk.read(8, 4096).unwrap().status, Some(OK));
+    daemon.kill_worker();
+    assert_eq!(blk.read(8, 4096).unwrap().status, Some(OK));
+}
+
+#[test]
 fn a_key_that_others_can_read_is_refused_by_its_line() {
     let exit = launch_layers(0o644).start().wait_exit();
     assert_eq!(exit.code, Some(2), "{}", exit.stderr);

@@ -23,6 +23,7 @@ mod bucket;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -134,6 +135,15 @@ fn open_group(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// A file that somebody has cut short since it was opened gets its length again: a disk is not to end by that.
+fn whole(fd: OwnedFd) -> Option<File> {
+    let file = File::from(fd);
+    if file.metadata().ok()?.len() < GROUP_BYTES {
+        file.set_len(GROUP_BYTES).ok()?;
+    }
+    Some(file)
+}
+
 /// A limit.
 #[derive(Debug)]
 pub struct Throttle {
@@ -165,9 +175,9 @@ impl Throttle {
             return Err(Bad::volume("it limits nothing; add option bytes or option ops"));
         }
         let Some(path) = values.path(GROUP) else { return Ok(Throttle::on(Words::own(WORDS), rates)) };
-        let words = made.take(GROUP).and_then(|fd| Words::shared(fd, WORDS));
+        let words = made.take(GROUP).and_then(|fd| Words::shared(whole(fd)?.into(), WORDS));
         let words =
-            words.ok_or_else(|| Bad::option(GROUP, "it was cut short; remove it, and start again"))?;
+            words.ok_or_else(|| Bad::option(GROUP, "it cannot be mapped; remove it, and start again"))?;
         Ok(Throttle { group: Some(path.display().to_string()), ..Throttle::on(words, rates) })
     }
 }
