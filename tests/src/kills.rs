@@ -125,29 +125,37 @@ impl Watch {
         text.trim_matches(['\0', ' ']).parse().unwrap_or(0)
     }
 
-    /// Waits until every one of `lanes` lanes has had `more` rounds from now on.
+    /// Waits until every one of `lanes` lanes has had `more` rounds from now on. A slow host takes its time: each of those
+    /// rounds may take as long as `patience`.
     ///
     /// # Errors
-    /// They have not at `until`: where all of them stand then.
-    pub fn wait_for(&self, lanes: u64, more: u64, until: Instant) -> Result<(), String> {
+    /// One took longer: where all lanes stand then.
+    pub fn wait_for(&self, lanes: u64, more: u64, patience: Duration) -> Result<(), String> {
         let goals: Vec<(u64, u64)> = (1..=lanes).map(|lane| (lane, self.rounds(lane) + more)).collect();
-        let mut last = Instant::now();
-        while goals.iter().any(|(lane, goal)| self.rounds(*lane) < *goal) {
-            if !wait::one_readable(&self.changes, until) || Instant::now() >= until {
-                return Err(self.standing(&goals, last.elapsed()));
+        let missing =
+            || goals.iter().map(|(lane, goal)| goal.saturating_sub(self.rounds(*lane))).sum::<u64>();
+        let (mut last, mut until) = (missing(), Instant::now() + patience);
+        while last > 0 {
+            if !wait::one_readable(&self.changes, until) {
+                return Err(self.standing(&goals, patience));
             }
             // All that came so far: what it was is seen in the image.
             while rustix::io::read(&self.changes, &mut [0; 4096]).is_ok() {}
-            last = Instant::now();
+            let now = missing();
+            if now < last {
+                (last, until) = (now, Instant::now() + patience);
+            } else if Instant::now() >= until {
+                return Err(self.standing(&goals, patience));
+            }
         }
         Ok(())
     }
 
-    fn standing(&self, goals: &[(u64, u64)], quiet: Duration) -> String {
+    fn standing(&self, goals: &[(u64, u64)], patience: Duration) -> String {
         let of =
             |(lane, goal): &(u64, u64)| format!("lane {lane} stands at {} of {goal}", self.rounds(*lane));
         let lanes: Vec<_> = goals.iter().map(of).collect();
-        format!("{}; nothing was written for {quiet:?}", lanes.join(", "))
+        format!("{}; no round of those was over for {patience:?}", lanes.join(", "))
     }
 
     /// Tells the guest to stop its lanes.

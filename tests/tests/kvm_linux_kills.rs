@@ -25,9 +25,9 @@ const CONTROL: &str = "control.sock";
 /// Each lane has `more` rounds.
 ///
 /// # Panics
-/// They have not at `until`; all that can be learned of those who should serve them.
-fn rounds(watch: &Watch, more: u64, until: Instant, daemons: &[Daemon], vmm: &Vmm) {
-    let Err(stands) = watch.wait_for(LANES.len().try_into().unwrap(), more, until) else { return };
+/// Nothing goes on any more; all that can be learned of those who should serve them.
+fn rounds(watch: &Watch, more: u64, daemons: &[Daemon], vmm: &Vmm) {
+    let Err(stands) = watch.wait_for(LANES.len().try_into().unwrap(), more, LIMIT) else { return };
     let daemons: Vec<_> = daemons.iter().map(|daemon| daemon.explain(CONTROL)).collect();
     panic!("{stands}\n{}\n{}", daemons.join("\n"), vmm.explain());
 }
@@ -50,16 +50,16 @@ fn work(keeper: &str, mut kill: impl FnMut(&mut Daemon)) -> String {
     let vmm = run.device("blk", blk.socket()).device("rng", rng.socket()).start();
     let descriptors = || fs::read_dir(format!("/proc/{}/fd", vmm.pid())).unwrap().count();
 
-    let (mut random, until) = (Random::from_env(), Instant::now() + LIMIT * 2);
-    rounds(&watch, 1, until, &daemons, &vmm);
+    let mut random = Random::from_env();
+    rounds(&watch, 1, &daemons, &vmm);
     let (before, start) = (descriptors(), Instant::now());
     for _ in 0..KILLS {
         // At least one round of each lane is whole between two kills, and the next one has begun.
-        rounds(&watch, 1, until, &daemons, &vmm);
+        rounds(&watch, 1, &daemons, &vmm);
         std::thread::sleep(Duration::from_micros(random.below(LATEST_KILL_US)));
         daemons.iter_mut().for_each(&mut kill);
     }
-    rounds(&watch, 2, until, &daemons, &vmm);
+    rounds(&watch, 2, &daemons, &vmm);
     let took = start.elapsed();
     assert_eq!(descriptors(), before, "N5");
     watch.stop().unwrap();

@@ -1,6 +1,6 @@
 //! Daemons that are killed under QEMU, a front-end that is not ours, while a Debian guest checks all of its I/O.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tests::daemon::{Daemon, Launch};
 use tests::kills::{Lane, Watch, assert_good, script};
@@ -34,15 +34,14 @@ fn work(guest: &Guest, lanes: usize, watch: &Watch, mut kill: impl FnMut()) {
     let mut random = Random::from_env();
     let said = std::thread::scope(|scope| {
         let running = scope.spawn(|| guest.run(LIMIT));
-        let until = Instant::now() + LIMIT;
         let lanes = lanes.try_into().unwrap();
         for _ in 0..KILLS {
             // At least one round of each lane is whole between two kills, and the next one has begun.
-            watch.wait_for(lanes, 1, until).unwrap();
+            watch.wait_for(lanes, 1, LIMIT).unwrap();
             std::thread::sleep(Duration::from_micros(random.below(LATEST_KILL_US)));
             kill();
         }
-        watch.wait_for(lanes, 2, until).unwrap();
+        watch.wait_for(lanes, 2, LIMIT).unwrap();
         watch.stop().unwrap();
         running.join().unwrap().unwrap()
     });
