@@ -124,9 +124,9 @@ impl Device for Blk {
         };
         let before = self.cache.save();
         self.cache.choose(write_back);
-        // A loss that was told is no news: a worker that follows takes up the mode of the one before all the same.
-        let graph = self.graph();
-        let durable = write_back || graph.has_lost() || graph.make_durable().is_ok();
+        // A worker that follows another is told again what it knows: nothing was kept back since it was chosen.
+        let is_known = self.cache.save() == before;
+        let durable = write_back || is_known || self.graph().make_durable().is_ok();
         durable || !self.cache.load(before)
     }
 

@@ -110,11 +110,6 @@ impl Graph {
         Ok((self.size_bytes.swap(size_bytes, Ordering::Relaxed), size_bytes))
     }
 
-    /// Completed writes were lost, and somebody was told.
-    pub fn has_lost(&self) -> bool {
-        self.parts.iter().any(|part| part.volume.has_lost())
-    }
-
     /// Makes all completed writes durable; waits for the host.
     ///
     /// # Errors

@@ -110,11 +110,6 @@ pub trait Volume: Send + Sync + Debug {
     /// The graph has taken the size that was found: workers that follow this one have to begin with it.
     fn took(&self) {}
 
-    /// Completed writes were lost, and somebody was told: it fails what is to be durable from then on.
-    fn has_lost(&self) -> bool {
-        false
-    }
-
     /// Makes all completed writes durable, for somebody who is no worker. Only leaves have something to do.
     ///
     /// # Errors

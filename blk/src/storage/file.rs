@@ -317,10 +317,6 @@ impl Volume for Arc<File> {
         self.found.size_bytes.iter().for_each(|word| word.store(bytes, Ordering::Relaxed));
     }
 
-    fn has_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed)
-    }
-
     fn make_durable(&self) -> Outcome {
         if self.shape.read_only || !self.shape.durable {
             return Ok(());
