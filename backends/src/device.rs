@@ -198,6 +198,17 @@ pub trait Handler {
         io: &mut Io<'_, Self::Op>,
     );
 
+    /// The same for an operation that no request waited for, and that outlived its queue.
+    fn complete_alone(
+        &mut self,
+        op: Self::Op,
+        result: Result<u32, Errno>,
+        queues: &mut Queues,
+        io: &mut Io<'_, Self::Op>,
+    ) {
+        let _ = (op, result, queues, io);
+    }
+
     /// Whether operations of a queue that is suspended (GET_VRING_BASE_INFLIGHT) are cancelled. [`Handler::complete`] then
     /// gets them back with [`Errno::CANCELED`], and gives their requests to [`Queue::keep`]: they stay in flight for whoever
     /// serves the ring next. Otherwise they are waited for.

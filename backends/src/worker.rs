@@ -417,11 +417,12 @@ impl<H: Handler> Round<H> {
             Home::Queue(index) => index,
             Home::Task(key, _) => return self.tasks.on_done(key, owner, result),
         };
-        // A queue stays until nothing of it is in flight, so it is there.
+        let mut io = Io { engine: &mut self.engine, tasks: &mut self.tasks };
         if let Some(queue) = self.queues.get(index) {
-            let mut io = Io { engine: &mut self.engine, tasks: &mut self.tasks };
-            self.handler.complete(queue, owner, result, &mut io);
+            return self.handler.complete(queue, owner, result, &mut io);
         }
+        // A queue stays until no request of it is in flight.
+        self.handler.complete_alone(owner, result, &mut self.queues, &mut io);
     }
 
     fn read_mail(&mut self) {

@@ -8,6 +8,7 @@ use crate::device::Turn;
 use crate::engine::{Buffers, Op};
 use crate::inflight::{Part, Region};
 use crate::memory::Segment;
+use crate::memory::own::Buffer;
 use crate::notify::Signal;
 use crate::queue::{QueueSetup, Request};
 use crate::ring::{Descriptor, Ring};
@@ -461,4 +462,93 @@ fn a_suspended_queue_leaves_in_flight_what_the_host_has_not_done() {
     heads.sort_unstable();
     assert_eq!(heads, [0, 1, 2]);
     assert_eq!(workers.stop(0, Stop::Suspend, || true), Some(3));
+}
+
+/// Answers each request at once, and reads from a pipe for itself.
+#[derive(Clone)]
+struct Reader {
+    source: Arc<OwnedFd>,
+    alone: Arc<AtomicU64>,
+}
+
+struct Own {
+    segments: [Segment; 1],
+    _buffer: Buffer,
+}
+
+impl Buffers for Own {
+    fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+}
+
+impl Device for Reader {
+    type Handler = Reader;
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queues(&self) -> u16 {
+        1
+    }
+
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn handler(&self) -> io::Result<Reader> {
+        Ok(self.clone())
+    }
+}
+
+impl Handler for Reader {
+    type Op = Own;
+
+    fn process(&mut self, queue: &mut Queue, io: &mut Io<'_, Own>) -> Turn {
+        while let Some(request) = queue.next() {
+            let buffer = Buffer::new(4096).unwrap();
+            let own = Own { segments: [buffer.segment(8)], _buffer: buffer };
+            io.submit(queue.index(), self.source.as_raw_fd(), Op::Read { offset: 0 }, own);
+            queue.complete(request, 0);
+        }
+        Turn::Drained
+    }
+
+    fn complete(&mut self, _: &mut Queue, _: Own, _: Result<u32, Errno>, _: &mut Io<'_, Own>) {
+        unreachable!("its queue has gone by then");
+    }
+
+    fn complete_alone(
+        &mut self,
+        _: Own,
+        result: Result<u32, Errno>,
+        queues: &mut Queues,
+        _: &mut Io<'_, Own>,
+    ) {
+        assert!(queues.get(0).is_none());
+        self.alone.fetch_add(result.unwrap().into(), Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_operation_that_outlives_its_queue_is_told_of() {
+    let (source, sink) = rustix::pipe::pipe().unwrap();
+    let device = Reader { source: Arc::new(source), alone: Arc::default() };
+    let alone = Arc::clone(&device.alone);
+    let mut workers = Workers::new(Arc::new(device), EngineKind::IoUring, CpuList::default()).unwrap();
+    let guest = Guest::new(8, false);
+    guest.descriptor(0, 0x2_0000, 8, Descriptor::WRITE, 0);
+    guest.available(0, 0);
+    guest.available_index(1);
+    workers.start(queue(&guest, 0, Signal::default(), None), Arc::new(event())).unwrap();
+    assert!(reaches(&guest, 1));
+    assert_eq!(workers.stop(0, Stop::Drain, || true), Some(1), "no request waits for it");
+    rustix::io::write(&sink, &[1; 8]).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while alone.load(Ordering::Relaxed) == 0 {
+        assert!(Instant::now() < until, "nobody was told");
+        std::thread::yield_now();
+    }
+    assert_eq!(alone.load(Ordering::Relaxed), 8);
 }

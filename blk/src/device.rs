@@ -329,6 +329,17 @@ impl Handler for Worker {
         self.drained();
     }
 
+    fn complete_alone(
+        &mut self,
+        call: Call,
+        answer: Result<u32, Errno>,
+        queues: &mut Queues,
+        io: &mut Io<'_, Call>,
+    ) {
+        self.tree.answered(call, answer, &mut Port(io));
+        self.settle_all(queues, io);
+    }
+
     fn expired(&mut self, timer: Timer, queues: &mut Queues, io: &mut Io<'_, Call>) {
         if timer != LATE {
             self.tree.expired(timer.0, &mut Port(io));
@@ -467,24 +478,22 @@ impl Worker {
     fn follow(&mut self, queue: &mut Queue, mut call: Call, outcome: Outcome, io: &mut Io<'_, Call>) {
         failpoint::reach("blk.done");
         let op = call.op();
-        let mut refused = None;
-        if outcome.is_ok() {
-            match self.next(&mut call, queue) {
-                Some(Ok(next)) => {
-                    call.set_op(next);
-                    return self.tree.begin(call, &mut Port(io));
-                }
-                Some(Err(status)) => refused = Some(status),
-                None => {}
-            }
+        let next = outcome.ok().and_then(|()| self.next(&mut call, queue));
+        if let Some(Ok(next)) = next
+            && !queue.is_suspended()
+        {
+            call.set_op(next);
+            return self.tree.begin(call, &mut Port(io));
         }
         let Some(pending) = self.tree.pool().end(call) else { return };
         self.calls = self.calls.saturating_sub(1);
-        match outcome {
-            Ok(()) if let Some(status) = refused => pending.answer(queue, status),
-            Ok(()) => pending.done(queue, op),
-            Err(Errno::CANCELED) if queue.is_suspended() => queue.keep(pending.request),
-            Err(errno) => pending.answer(queue, failed(op, errno)),
+        match (outcome, next) {
+            // Whoever serves the ring next does all of it again.
+            (Ok(()), Some(Ok(_))) => queue.keep(pending.request),
+            (Ok(()), Some(Err(status))) => pending.answer(queue, status),
+            (Ok(()), None) => pending.done(queue, op),
+            (Err(Errno::CANCELED), _) if queue.is_suspended() => queue.keep(pending.request),
+            (Err(errno), _) => pending.answer(queue, failed(op, errno)),
         }
     }
 }

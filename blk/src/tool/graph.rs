@@ -27,7 +27,8 @@ Examples:
   outboard-blk graph check /etc/outboard/vm1.vol
   outboard-blk graph show /etc/outboard/vm1.vol
   outboard-blk graph types features/throttle
-  outboard-blk graph apply /etc/outboard/vm1.vol --control-socket /run/outboard/vm1/blk.control
+  outboard-blk graph apply /etc/outboard/vm1.vol \\
+      --control-socket /run/outboard/vm1/blk.control
   outboard-blk graph show --control-socket /run/outboard/vm1/blk.control
 
 A graph:

@@ -29,7 +29,8 @@ the daemon only looks again, as after lvextend. The guest is told at once.";
 /// And last.
 pub const EXAMPLES: &str = "\
 Examples:
-  outboard-blk grow --control-socket /run/outboard/vm1.control --image /srv/vm1.img --to 20G
+  outboard-blk grow --control-socket /run/outboard/vm1.control \\
+      --image /srv/vm1.img --to 20G
   outboard-blk grow --control-socket /run/outboard/vm1.control
 
 Exit codes:
