@@ -11,7 +11,8 @@ use tests::daemon::process::{find_worker, kill, wait_gone};
 use tests::daemon::{Launch, binary};
 use tests::frontend::Wants;
 use tests::guest::memory::Ram;
-use tests::machine::{BLK, Device, Machine, RAM_BYTES, RNG};
+use tests::machine::{BLK, DISK_SECTORS, Device, Machine, RAM_BYTES, RNG};
+use tests::restart::graph;
 use tests::wait;
 
 tests::against_every_daemon! {
@@ -207,19 +208,28 @@ fn k03_no_two_workers_ever_hold_one_image() {
     });
 }
 
+/// The descriptor of a process that has this file open.
+fn descriptor(pid: u32, name: &str) -> PathBuf {
+    let mut all = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(|entry| entry.unwrap().path());
+    let has = |path: &PathBuf| fs::read_link(path).is_ok_and(|link| link.to_string_lossy().starts_with(name));
+    all.find(has).unwrap_or_else(|| panic!("process {pid} has no {name} open"))
+}
+
 #[test]
 fn a_worker_that_cannot_start_again_is_tried_ever_more_seldom_until_it_can() {
-    let mut machine = BLK.boot();
+    let launch = graph::launch(Launch::new(BLK.binary), DISK_SECTORS);
+    let mut machine = BLK.boot_with(launch, &Ram::new(RAM_BYTES), BLK.wants());
     let mut ring = machine.start_queue().unwrap();
-    let image = fs::File::options().write(true).open(machine.daemon.dir().join("disk.img")).unwrap();
-    let bytes = image.metadata().unwrap().len();
-    image.set_len(0).unwrap();
+    // What the keeper hands on to each worker; nobody but root could spoil it.
+    let text = descriptor(machine.daemon.pid(), "/memfd:graph");
+    let content = fs::read(&text).unwrap();
+    fs::File::options().write(true).open(&text).unwrap().set_len(0).unwrap();
     let since = Instant::now();
     machine.daemon.kill_worker();
-    wait::until(|| machine.daemon.stderr().matches("it is empty").count() >= 10);
+    wait::until(|| machine.daemon.stderr().matches("the file has no volume").count() >= 10);
     // Between ten tries 1, 2, 4 ... 256 ms.
     assert!(since.elapsed() >= Duration::from_millis(511), "{:?}", since.elapsed());
-    image.set_len(bytes).unwrap();
+    fs::write(&text, content).unwrap();
     machine.assert_serves(&mut ring);
     machine.frontend.sync().unwrap();
 }
