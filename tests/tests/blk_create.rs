@@ -175,7 +175,7 @@ fn signals_leave_nothing_behind() {
         let words = ["create", &path, "--size", "2G", "--preallocation", "full"];
         let daemon = Launch::new("outboard-blk").args(words).start();
         let pid = daemon.pid();
-        wait::until(|| written(pid) > 8 * MB);
+        wait::until(|| written(pid).is_none_or(|bytes| bytes > 8 * MB));
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).unwrap();
         kill_process(pid, signal).unwrap();
         let exit = daemon.wait_exit();
@@ -187,9 +187,8 @@ fn signals_leave_nothing_behind() {
     }
 }
 
-/// Bytes that a process has written.
-fn written(pid: u32) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-    let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
-    line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+/// Bytes that a process has written; `None`: it has ended.
+fn written(pid: u32) -> Option<u64> {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    io.lines().find_map(|line| line.strip_prefix("wchar: "))?.parse().ok()
 }

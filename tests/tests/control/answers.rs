@@ -78,8 +78,9 @@ fn state_tells_processes_front_end_queues_and_device() {
 #[test]
 fn a_disk_tells_its_size_and_a_daemon_without_a_front_end_that_there_is_none() {
     let mut machine = boot(BLK, &["--serial", "disk-7"]);
-    let expected =
-        json!({ "size_bytes": 1 << 20, "block_bytes": 512, "read_only": false, "serial": "disk-7" });
+    let expected = json!({
+        "size_bytes": 1 << 20, "block_bytes": 512, "read_only": false, "write_back": true, "serial": "disk-7"
+    });
     assert_eq!(state(&machine)["device"], expected);
     machine.hang_up();
     let until = tests::wait::deadline();

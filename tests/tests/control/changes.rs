@@ -95,7 +95,7 @@ fn a_change_that_makes_no_sense_changes_nothing_and_is_told() {
         assert!(got == status && words.iter().all(|word| line.contains(word)), "{got} {line}");
     }
     assert_eq!(ask(&machine, Get, "/device", None).1["limit"]["bytes"], 5);
-    let (status, refused) = ask(&boot(BLK, &[]), Put, "/device", Some(&json!({ "size_bytes": 1 })));
+    let (status, refused) = ask(&boot(BLK, &[]), Put, "/device", Some(&json!({ "size": 1 })));
     assert_eq!((status, refused["error"].as_str().unwrap().contains("size_bytes")), (422, true), "{refused}");
 }
 
