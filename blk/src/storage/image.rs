@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering;
 
 use backends::daemon::Failure;
 use backends::kept::Kept;
+use backends::log::{self, Class};
 use backends::memory::words::Words;
 use backends::opened::Opened;
 use rustix::fs::{
@@ -86,10 +87,6 @@ enum Problem {
     DirectBlocks(u32),
     #[error(transparent)]
     Lock(#[from] LockError),
-    #[error(
-        "cannot hear from the kernel when this block device grows: {0}; let this user open netlink sockets"
-    )]
-    Uevents(Errno),
 }
 
 impl Problem {
@@ -102,9 +99,7 @@ impl From<ImageError> for Failure {
     fn from(error: ImageError) -> Failure {
         match error.problem {
             Problem::Lock(LockError::InUse(_)) => Failure::in_use(error),
-            Problem::Open(_) | Problem::NotWritable(_) | Problem::Lock(_) | Problem::Uevents(_) => {
-                Failure::host(error)
-            }
+            Problem::Open(_) | Problem::NotWritable(_) | Problem::Lock(_) => Failure::host(error),
             _ => Failure::option(error),
         }
     }
@@ -152,9 +147,8 @@ impl Image {
             opened.insert(&name(volume, LOST), lost.map_err(|errno| Problem::Open(errno.into()))?);
             let ways = before.go_on(now);
             ways.lock(self.read_only)?;
-            if ways.cached.as_ref().is_some_and(is_block_device) && opened.get(uevents::NAME).is_none() {
-                let socket = opened.before(uevents::NAME).map_or_else(uevents::listen, Ok);
-                opened.insert(uevents::NAME, socket.map_err(Problem::Uevents)?);
+            if ways.cached.as_ref().is_some_and(is_block_device) {
+                hear_of_growth(opened);
             }
             ways.cached.into_iter().for_each(|fd| opened.insert(&name(volume, CACHED), fd));
             ways.direct.into_iter().for_each(|fd| opened.insert(&name(volume, DIRECT), fd));
@@ -250,6 +244,24 @@ fn is_block_device(fd: &OwnedFd) -> bool {
 /// A flag that nobody has raised.
 pub(super) fn flag() -> Result<OwnedFd, Errno> {
     memfd_create(LOST, MemfdFlags::CLOEXEC)
+}
+
+/// Has the kernel tell when a block device grows, where this process may listen to it.
+fn hear_of_growth(opened: &mut Opened) {
+    if opened.get(uevents::NAME).is_some() {
+        return;
+    }
+    match opened.before(uevents::NAME).map_or_else(uevents::listen, Ok) {
+        Ok(socket) => opened.insert(uevents::NAME, socket),
+        Err(errno) => {
+            log::line!(
+                warn,
+                Class::HostIo,
+                %errno,
+                "Nobody will tell when the block device grows: this process may not open a netlink socket; use `outboard-blk grow`"
+            );
+        }
+    }
 }
 
 /// An image that can be served, and the way past the page cache if that is asked for.
