@@ -5,10 +5,10 @@
 //! ring is true and ends with the status byte even when a read failed (virtio 1.3 §2.7.8.2).
 
 use backends::memory::Segment;
+use backends::memory::own::fill_with_zeros;
 use backends::queue::{Queue, Request};
 
 use crate::op::{Op, OpKind};
-use crate::storage::null::fill_with_zeros;
 use crate::wire::Status;
 
 /// A request with the place for its answer.

@@ -78,6 +78,13 @@ pub fn zeros(bytes: u64) -> impl Iterator<Item = Segment> {
     })
 }
 
+/// Fills memory of the guest's, or of our own, with zeros.
+pub fn fill_with_zeros(mut segment: Segment) {
+    while !segment.is_empty() {
+        segment.take_front(ZEROS.len()).copy_from(&ZEROS);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

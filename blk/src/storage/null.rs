@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
-use backends::memory::Segment;
+use backends::memory::own::fill_with_zeros;
 
 use super::file::{BLOCK_SIZE, block_bytes};
 use crate::call::Call;
@@ -13,9 +13,6 @@ use crate::graph::options::{Bad, Preset, Setting, Type, Values};
 use crate::graph::registry::Kind;
 use crate::graph::{Host, Layer, Sees, Step, Volume};
 use crate::op::{Bounds, Extent, ExtentKind, Keeps, Op};
-
-/// What reads are filled with, in pieces of this size.
-const ZEROS: [u8; 4096] = [0; 4096];
 
 /// What can be set of leaves without a file.
 pub(super) const OPTIONS: &[Setting] = &[
@@ -94,12 +91,5 @@ impl Layer for Null {
             | Op::SecureErase { .. } => {}
         }
         Step::Up(call, Ok(()))
-    }
-}
-
-/// Fills memory of the guest's, or of a layer's own.
-pub fn fill_with_zeros(mut segment: Segment) {
-    while !segment.is_empty() {
-        segment.take_front(ZEROS.len()).copy_from(&ZEROS);
     }
 }
