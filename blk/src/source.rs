@@ -17,9 +17,10 @@ use rustix::io::pread;
 
 use crate::graph::change;
 use crate::graph::error::GraphError;
+use crate::graph::kinds::KINDS;
 use crate::graph::live::{self, Live};
 use crate::graph::plan::Plan;
-use crate::graph::registry::{KINDS, Purpose};
+use crate::graph::registry::Purpose;
 use crate::graph::volfile::{MAX_BYTES, VolumeText};
 use crate::storage::image::Image;
 use crate::tool::graph::{load, look, read};

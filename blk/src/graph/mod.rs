@@ -19,6 +19,7 @@ pub mod build;
 pub mod change;
 pub mod error;
 pub mod gate;
+pub mod kinds;
 pub mod live;
 pub mod options;
 pub mod plan;

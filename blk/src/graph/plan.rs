@@ -16,8 +16,9 @@ use thiserror::Error;
 
 use super::build::Part;
 use super::error::{GraphError, Shown, nearest};
+use super::kinds::KINDS;
 use super::options::Values;
-use super::registry::{KINDS, Kind, Made, Openings, Purpose};
+use super::registry::{Kind, Made, Openings, Purpose};
 use super::structure;
 use super::volfile::{self, VolumeText};
 use super::{Graph, Volume};

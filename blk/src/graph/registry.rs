@@ -1,4 +1,4 @@
-//! The kinds of volumes there are. A new one is a file of its own and a line in [`KINDS`].
+//! What a kind of volumes is. A new one is a file of its own and a line in [`super::kinds`].
 //!
 //! A [`Kind`] says what it takes; files are checked against that, and `graph types`, the manual and `docs/graph.md` are made
 //! of it. A volume comes to be in two steps, in two processes: `prepare` opens what it needs with the rights of whoever
@@ -14,24 +14,6 @@ use serde_json::{Value, json};
 
 use super::Volume;
 use super::options::{Bad, Setting, Values};
-use crate::{debug, features, storage};
-
-/// All of them, leaves first, then as they are called.
-pub static KINDS: &[&Kind] = &[
-    &storage::file::KIND,
-    &storage::mem::KIND,
-    &storage::null::KIND,
-    &debug::delay_gen::KIND,
-    &debug::error_gen::KIND,
-    &debug::io_stats::KIND,
-    &debug::trace::KIND,
-    &features::crypt::KIND,
-    &features::map::KIND,
-    &features::offset::KIND,
-    &features::quiesce::KIND,
-    &features::read_only::KIND,
-    &features::throttle::KIND,
-];
 
 /// Opens what a volume needs.
 pub type Prepare = fn(&Values, &mut Openings<'_>) -> Result<(), Bad>;

@@ -13,8 +13,8 @@ use serde_json::json;
 
 use super::{graph, say};
 use crate::graph::Graph;
+use crate::graph::kinds::KINDS;
 use crate::graph::plan::Plan;
-use crate::graph::registry::KINDS;
 use crate::graph::runner::Runner;
 use crate::graph::show::Picture;
 use crate::graph::volfile::VolumeText;

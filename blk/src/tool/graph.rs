@@ -15,9 +15,10 @@ use serde_json::Value;
 use super::{live, say};
 use crate::graph::Graph;
 use crate::graph::error::{GraphError, Shown, nearest};
+use crate::graph::kinds::KINDS;
 use crate::graph::options::{Preset, Setting, in_units};
 use crate::graph::plan::{Plan, wanted};
-use crate::graph::registry::{KINDS, Kind, Purpose};
+use crate::graph::registry::{Kind, Purpose};
 use crate::graph::show::Picture;
 use crate::graph::volfile::MAX_BYTES;
 

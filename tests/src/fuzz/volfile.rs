@@ -3,8 +3,8 @@
 //! Compared with: what is read, written and read again; and whether volumes are a tree, asked of each pair of them.
 
 use outboard_blk::graph::error::GraphError;
+use outboard_blk::graph::kinds::KINDS;
 use outboard_blk::graph::plan::Plan;
-use outboard_blk::graph::registry::KINDS;
 use outboard_blk::graph::structure::{self, MAX_DEPTH};
 use outboard_blk::graph::volfile::{self, VolumeText};
 
