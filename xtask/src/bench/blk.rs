@@ -25,49 +25,49 @@ use crate::{cargo, packages};
 /// Of the image that all rows read.
 const IMAGE_BYTES: u64 = 1 << 30;
 
-const DEEP_IOPS: Claim = claim(
+const DEEP_IOPS: Claim = Claim::new(
     "blk.4k.cached.qd128.iops",
     "kIOPS",
     Better::Higher,
     (1.35, 1.0),
     "outboard-blk / qemu-storage-daemon (aio=io_uring); random 4 KiB reads of a cached GiB, ring of 512, EVENT_IDX, client sleeps; one CPU each, 4 KiB pages",
 );
-const DEEP_CPU: Claim = claim(
+const DEEP_CPU: Claim = Claim::new(
     "blk.4k.cached.qd128.cpu_us",
     "us",
     Better::Lower,
     (0.67, 1.0),
     "CPU of back-end and client a request, in the row before",
 );
-const DIRECT: Claim = claim(
+const DIRECT: Claim = Claim::new(
     "blk.4k.direct.qd32.iops",
     "kIOPS",
     Better::Higher,
     (0.95, 0.75),
     "outboard-blk --direct / fio (io_uring, direct, batched); random 4 KiB reads, depth 32, ring of 128; one CPU each",
 );
-const SEQUENTIAL: Claim = claim(
+const SEQUENTIAL: Claim = Claim::new(
     "blk.64k.cached.seq.mbps",
     "MB/s",
     Better::Higher,
     (0.85, 0.76),
     "outboard-blk / fio (io_uring, batched); 64 KiB reads one after the other of a cached GiB, depth 32, ring of 128; one CPU each",
 );
-const SINGLE: Claim = claim(
+const SINGLE: Claim = Claim::new(
     "blk.4k.qd1.p50_us",
     "us",
     Better::Lower,
     (0.76, 1.0),
     "outboard-blk / qemu-storage-daemon (aio=io_uring); random 4 KiB reads of a cached GiB, ring of 4, EVENT_IDX, client polls; one CPU each",
 );
-const TWO_QUEUES: Claim = claim(
+const TWO_QUEUES: Claim = Claim::new(
     "blk.2q.scaling",
     "kIOPS",
     Better::Higher,
     (1.0, 0.0),
     "two queues / one queue of outboard-blk, a client thread for each; random 4 KiB reads, depth 128, rings of 512; both sides on all CPUs",
 );
-const IDLE_AGAIN: Claim = claim(
+const IDLE_AGAIN: Claim = Claim::new(
     "blk.idle_again_ms",
     "ms",
     Better::Lower,
@@ -75,44 +75,34 @@ const IDLE_AGAIN: Claim = claim(
     "last request of a load at depth 128 done until the last sign of life of any thread of outboard-blk, its front-end still there",
 );
 
-const HOP: Claim = claim(
+const HOP: Claim = Claim::new(
     "graph.hop_ns",
     "ns",
     Better::Lower,
     (25.0, 100.0),
     "what a translator that looks at a request on its way down and up and passes it on adds to it; layers alone, one thread",
 );
-const EIGHT: Claim = claim(
+const EIGHT: Claim = Claim::new(
     "graph.eight_us",
     "us",
     Better::Lower,
     (0.2, 1.0),
     "CPU of outboard-blk a request over eight translators (offset, map, io-stats, trace, throttle, offset, map, io-stats), less that without; load of blk.4k.cached.qd128",
 );
-const ALLOCATIONS: Claim = claim(
+const ALLOCATIONS: Claim = Claim::new(
     "graph.allocs_per_request",
     "",
     Better::Lower,
     (0.0, 0.0),
     "allocations of all threads of a block device over a graph of several layers; reads, writes, flushes, both engines, both rings",
 );
-const CRYPT: Claim = claim(
+const CRYPT: Claim = Claim::new(
     "crypt.4k.mbps",
     "MB/s",
     Better::Higher,
     (0.8, 0.5),
     "features/crypt / openssl speed, AES-256-XTS of 4 KiB blocks, a second of CPU time each; ours with its copies, reads and writes in turn",
 );
-
-const fn claim(
-    name: &'static str,
-    unit: &'static str,
-    better: Better,
-    (target, floor): (f64, f64),
-    note: &'static str,
-) -> Claim {
-    Claim { name, unit, better, target, floor, note }
-}
 
 const DEEP_LOAD: Load = Load::new(1_000_000, &["--depth", "128", "--event-idx", "--span", "1073741824"]);
 const SINGLE_LOAD: Load =

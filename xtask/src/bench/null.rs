@@ -28,49 +28,49 @@ const LIMIT: Duration = Duration::from_secs(20);
 const GUEST_RAM: &str = "/memfd:guest-ram";
 
 const ROWS: [Claim; 7] = [
-    claim(
+    Claim::new(
         "null.split.qd128.iops",
         "kIOPS",
         Better::Higher,
         (1.2, 1.0),
         "outboard-null / qemu-storage-daemon null-co; 4 KiB reads, ring of 512, EVENT_IDX, client sleeps; one CPU each, 4 KiB pages",
     ),
-    claim(
+    Claim::new(
         "null.split.qd128.backend_cpu_us",
         "us",
         Better::Lower,
         (0.40, 0.56),
         "CPU of outboard-null a request, in the row before",
     ),
-    claim(
+    Claim::new(
         "null.packed.qd128.iops",
         "kIOPS",
         Better::Higher,
         (1.0, 0.9),
         "packed / split ring; outboard-null, 4 KiB reads, ring of 512, flags, client sleeps; one CPU each",
     ),
-    claim(
+    Claim::new(
         "null.split.qd1.p50_us",
         "us",
         Better::Lower,
         (1.0, 1.0),
         "outboard-null / qemu-storage-daemon null-co; 4 KiB reads, ring of 4, EVENT_IDX, client polls; one CPU each",
     ),
-    claim(
+    Claim::new(
         "idle.cpu_percent",
         "%",
         Better::Lower,
         (0.0, 0.0),
         "outboard-rng with a front-end and a running ring, half a second after the last message",
     ),
-    claim(
+    Claim::new(
         "idle.rss_kb",
         "KiB",
         Better::Lower,
         (4096.0, 4096.0),
         "outboard-rng with a front-end and a running ring; resident memory without the guest's",
     ),
-    claim(
+    Claim::new(
         "start.to_listening_ms",
         "ms",
         Better::Lower,
@@ -78,16 +78,6 @@ const ROWS: [Claim; 7] = [
         "outboard-rng from fork to READY=1, through setpriv",
     ),
 ];
-
-const fn claim(
-    name: &'static str,
-    unit: &'static str,
-    better: Better,
-    (target, floor): (f64, f64),
-    note: &'static str,
-) -> Claim {
-    Claim { name, unit, better, target, floor, note }
-}
 
 /// The suite.
 #[derive(Debug)]

@@ -56,6 +56,19 @@ pub struct Claim {
     pub note: &'static str,
 }
 
+impl Claim {
+    /// What a row of this name claims; of the two ratios the first is aimed at, the second the least.
+    pub const fn new(
+        name: &'static str,
+        unit: &'static str,
+        better: Better,
+        (target, floor): (f64, f64),
+        note: &'static str,
+    ) -> Claim {
+        Claim { name, unit, better, target, floor, note }
+    }
+}
+
 /// A measured row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
